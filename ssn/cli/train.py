@@ -1,0 +1,177 @@
+"""`ssn-train`: make a synthetic cohort, train a detector, calibrate it and measure it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Optional
+
+import typer
+
+from ssn.cli.console import progress_bar, user_errors
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")]
+Cohort = Annotated[Path, typer.Argument(help="cohort.csv, or the folder it lies in.")]
+Cache = Annotated[Optional[Path], typer.Option(help="Folder for cached features; beside the checkpoint if not given.")]
+
+
+def _records(cohort: Path, split: str):  # type: ignore[no-untyped-def]
+    from ssn.core.errors import DataError
+    from ssn.train.synthetic import COHORT_FILE, read_cohort
+
+    table = cohort / COHORT_FILE if cohort.is_dir() else cohort
+    records = [record for record in read_cohort(table) if record.split == split]
+    if not records:
+        raise DataError(f"{table}: has no volume in split {split!r}")
+    return table.parent, records
+
+
+@app.command()
+def synth(
+    output: Output,
+    train: Annotated[int, typer.Option(help="Healthy subjects to train on.", min=0)] = 160,
+    calibration: Annotated[int, typer.Option(help="Healthy subjects to calibrate on.", min=0)] = 40,
+    validation: Annotated[int, typer.Option(help="Subjects to choose thresholds on, 4 in 5 with a lesion.", min=0)] = 40,
+    test: Annotated[int, typer.Option(help="Subjects to measure on, 4 in 5 with a lesion.", min=0)] = 60,
+    contrast: Annotated[Literal["t1", "t2", "flair"], typer.Option(help="Contrast.")] = "t1",
+    template: Annotated[Literal["icbm152", "sri24"], typer.Option(help="Anatomy that subjects are made from.")] = "icbm152",
+    seed: Annotated[int, typer.Option(help="Another seed makes other people.", min=0)] = 1,
+    workers: Annotated[int, typer.Option(help="Processes.", min=1)] = 2,
+) -> None:
+    """Make a synthetic cohort: images, exact lesion masks, and cohort.csv."""
+    with user_errors():
+        from ssn.train.synthetic import plan_cohort, write_cohort
+
+        sizes = {"train": train, "calibration": calibration, "validation": validation, "test": test}
+        records = plan_cohort(sizes, contrast, template, seed)
+        with progress_bar() as bar:
+            task = bar.add_task("subjects", total=len(records))
+            table = write_cohort(
+                output, records, workers=workers, progress=lambda done: bar.update(task, completed=done)
+            )
+        typer.echo(f"{len(records)} subjects: {table}")
+
+
+@app.command()
+def fit(
+    cohort: Cohort,
+    output: Output,
+    preset: Annotated[Literal["compact", "paper"], typer.Option(help="compact: the shipped model's shape. paper: WideResNet-50.")] = "compact",
+    encoder_weights: Annotated[str, typer.Option(help="imagenet, none, or a safetensors file.")] = "imagenet",
+    loss: Annotated[Literal["spp", "triplet", "none"], typer.Option(help="Contrastive term.")] = "spp",
+    epochs: Annotated[Optional[int], typer.Option(help="Passes over the cohort.", min=1)] = None,
+    batch: Annotated[Optional[int], typer.Option(help="Locations a step.", min=2)] = None,
+    learning_rate: Annotated[Optional[float], typer.Option(help="Adam's.", min=0)] = None,
+    noise: Annotated[Optional[float], typer.Option(help="Noise of synthetic anomalies.", min=0)] = None,
+    share: Annotated[Optional[float], typer.Option(help="Share of locations an epoch.", min=0, max=1)] = None,
+    mix: Annotated[Optional[int], typer.Option(help="Volumes shuffled together.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="Seed of weights, order and noise.", min=0)] = 0,
+    resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in the output folder.")] = False,
+    cache: Cache = None,
+) -> None:
+    """Train the flow on the cohort's healthy volumes; the encoder is frozen."""
+    with user_errors():
+        from dataclasses import replace
+
+        from ssn.train.checkpoint import RECORD_FILE
+        from ssn.core.errors import OutputError
+        from ssn.train.fit import COMPACT_OPTIONS, FitOptions, Progress
+        from ssn.train.fit import fit as run
+        from ssn.train.network import ModelConfig
+
+        if (output / RECORD_FILE).exists() and not resume:
+            raise OutputError(f"{output}: holds a checkpoint; use --resume to go on with it, or another folder")
+        root, records = _records(cohort, "train")
+        config, options = (
+            (ModelConfig.compact(), COMPACT_OPTIONS) if preset == "compact" else (ModelConfig(), FitOptions())
+        )
+        given = {
+            "epochs": epochs, "batch": batch, "learning_rate": learning_rate,
+            "noise": noise, "share": share, "mix": mix,
+        }  # fmt: skip
+        chosen = {name: value for name, value in given.items() if value is not None}
+        options = replace(options, loss=loss, seed=seed, **chosen)  # type: ignore[arg-type]
+        weights = encoder_weights if encoder_weights in ("imagenet", "none") else Path(encoder_weights)
+        with progress_bar() as bar:
+            features = bar.add_task("features", total=len(records))
+            training = bar.add_task("training", total=options.epochs)
+
+            def show(at: Progress) -> None:
+                text = f"epoch {at.epoch + 1}  loss {at.loss:.4f}  log-likelihood {at.likelihood:.4f}"
+                bar.update(training, completed=at.epoch + at.done, description=text)
+
+            detector = run(
+                config,
+                [root / record.image for record in records],
+                output,
+                options,
+                cache=cache or output / "features",
+                weights=weights,
+                resume=resume,
+                on_volume=lambda done: bar.update(features, completed=done),
+                progress=show,
+            )
+        last = detector.record["history"][-1]
+        typer.echo(f"{output}: {options.epochs} epochs, loss {last['loss']:.4f}, log-likelihood {last['log_likelihood']:.4f}")
+
+
+@app.command()
+def calibrate(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder written by fit.")],
+    cohort: Cohort,
+    sigma: Annotated[float, typer.Option(help="Gaussian of the map, mm.", min=0)] = 4.0,
+    rate: Annotated[float, typer.Option(help="Share of healthy brain voxels above the threshold.", min=0, max=1)] = 0.005,
+) -> None:
+    """Calibrate a checkpoint on the cohort's held-out healthy volumes (split `calibration`)."""
+    with user_errors():
+        from ssn.core.volume import read_volume
+        from ssn.train.calibrate import calibrate as run
+        from ssn.train.calibrate import save_calibration
+        from ssn.train.checkpoint import load_checkpoint
+        from ssn.train.evaluate import detector_log_likelihood
+
+        detector = load_checkpoint(checkpoint)
+        root, records = _records(cohort, "calibration")
+        volumes = []
+        with progress_bar() as bar:
+            for record in bar.track(records, description="healthy volumes"):
+                volume = read_volume(root / record.image)
+                volumes.append((volume, *detector_log_likelihood(detector, volume)))
+        grid = detector.config.grid
+        result = run(volumes, windows=grid.windows, cells=detector.network.cells, sigma=sigma, rate=rate)
+        save_calibration(checkpoint, result)
+        typer.echo(
+            f"{checkpoint}: map threshold {result.threshold:.2f} ({rate:.2%} of healthy brain above it), "
+            f"volume threshold {result.volume_threshold:.2f} (5 % of {len(records)} healthy volumes above it)"
+        )
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder written by fit and calibrate.")],
+    cohort: Cohort,
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSON file to write.")] = Path("accuracy.json"),
+    validation: Annotated[Optional[Path], typer.Option(help="Cohort whose validation split chooses the Dice threshold, if another.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the JSON file.")] = False,
+) -> None:
+    """Measure a checkpoint on the cohort's test split; the Dice threshold comes from its validation split."""
+    with user_errors():
+        import json
+
+        from ssn.core.atomic import write_text_atomic
+        from ssn.train import evaluate as measuring
+        from ssn.train.calibrate import load_calibration
+        from ssn.train.checkpoint import load_checkpoint
+
+        method = measuring.detector_method(load_checkpoint(checkpoint), load_calibration(checkpoint))
+        root, test = _records(cohort, "test")
+        validation_root, chosen_on = _records(validation or cohort, "validation")
+        with progress_bar() as bar:
+            task = bar.add_task("volumes", total=len(test) + len(chosen_on))
+            step = lambda: bar.advance(task)  # noqa: E731
+            threshold = measuring.validation_threshold(method, chosen_on, validation_root, step)
+            rows = measuring.evaluate(method, test, root, threshold, step)
+        result = measuring.as_json(rows, threshold)
+        write_text_atomic(output, json.dumps(result, indent=1) + "\n", overwrite=force)
+        measuring.print_table(result["summary"])

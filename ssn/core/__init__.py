@@ -1,0 +1,1 @@
+"""Shared numerics and file handling: numpy and nibabel only, never torch."""

@@ -1,0 +1,25 @@
+"""Errors that a user can cause: one clear line each, caught by the command line (exit code 1)."""
+
+
+class SsnError(Exception):
+    """A cause the user can mend. The message names the file, what is wrong, and what to do."""
+
+
+class VolumeError(SsnError):
+    """The input is not a usable brain volume."""
+
+
+class BundleError(SsnError):
+    """The model bundle is missing, incomplete, modified, or of another version."""
+
+
+class OutputError(SsnError):
+    """The output cannot be written, or would overwrite something."""
+
+
+class DataError(SsnError):
+    """A training or evaluation data set is not laid out as expected."""
+
+
+class BackendError(SsnError):
+    """The requested inference backend cannot run here."""

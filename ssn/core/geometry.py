@@ -1,0 +1,210 @@
+"""Separable linear geometry: one small matrix an axis brings a volume in, and a map out again.
+
+Cropping, resizing, upsampling and Gaussian smoothing are linear and act on each axis alone, so a chain of
+them is one matrix an axis (METHOD.md, Scoring). Axes are those of the closest-canonical (RAS+) voxel grid; the
+angle by which an oblique scan departs from it is not resampled away: the head was positioned in the
+scanner's grid, and the map comes back on exactly the voxels that were read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+import numpy as np
+from numpy.typing import NDArray
+
+Matrix = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class AxisMap:
+    """Where a native axis lies in the canonical grid: canonical index = scale * native index + offset.
+
+    Attributes
+    ----------
+    native : int
+        Number of native voxels.
+    scale : float
+        Canonical voxels (1 mm) a native voxel; positive.
+    offset : float
+        Canonical index of the centre of native voxel 0.
+    """
+
+    native: int
+    scale: float
+    offset: float
+
+
+def inward_matrix(axis: AxisMap, start: int, stop: int) -> Matrix:
+    """Matrix that resamples a native axis to the canonical indices `start` to `stop` - 1.
+
+    Linear interpolation; where native voxels are smaller than canonical ones, the triangle widens to a
+    canonical voxel so that no sample is skipped. Beyond the outer voxels' faces there is background, 0.
+
+    Returns
+    -------
+    (stop - start, axis.native) float32
+    """
+    places = (np.arange(start, stop) - axis.offset) / axis.scale
+    reach = max(1.0, 1.0 / axis.scale)
+    distance = np.abs(places.clip(0, axis.native - 1)[:, None] - np.arange(axis.native)[None, :])
+    weights = (1 - distance / reach).clip(0, None)
+    weights /= weights.sum(1, keepdims=True)
+    weights[(places < -0.5) | (places > axis.native - 0.5)] = 0
+    return weights.astype(np.float32)
+
+
+def _linear_rows(places: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+    """Rows that interpolate linearly at `places` in an axis of `size` samples, held constant beyond its ends."""
+    distance = np.abs(places.clip(0, size - 1)[:, None] - np.arange(size)[None, :])
+    return (1 - distance).clip(0, None)
+
+
+def upsampling_matrix(size: int, cells: int) -> NDArray[np.float64]:
+    """(size, cells) half-pixel linear interpolation of `cells` values to `size` samples (as torch's, align_corners off)."""
+    return _linear_rows((np.arange(size) + 0.5) * cells / size - 0.5, cells)
+
+
+def gaussian_matrix(size: int, sigma: float) -> NDArray[np.float64]:
+    """(size, size) Gaussian filter of `sigma` samples with symmetric borders; `scipy.ndimage.gaussian_filter1d`'s default."""
+    if sigma <= 0:
+        return np.eye(size)
+    radius = int(4 * sigma + 0.5)
+    steps = np.arange(-radius, radius + 1)
+    kernel = np.exp(-0.5 * (steps / sigma) ** 2)
+    kernel /= kernel.sum()
+    # Symmetric borders: position p of the endless mirrored axis is sample p of 0..size-1..0.
+    places = (np.arange(size)[:, None] + steps[None, :]) % (2 * size)
+    places = np.where(places >= size, 2 * size - 1 - places, places)
+    matrix = np.zeros((size, size))
+    np.add.at(matrix, (np.arange(size)[:, None], places), kernel[None, :])
+    return matrix
+
+
+def outward_matrix(axis: AxisMap, start: int, stop: int, cells: int, sigma: float) -> Matrix:
+    """Matrix from `cells` map values over canonical `start` to `stop` to the native axis.
+
+    It is interpolation to native voxels times Gaussian times upsampling: smoothing, un-crop and resampling at once.
+
+    Parameters
+    ----------
+    sigma : float
+        Of the Gaussian, in canonical voxels (mm).
+
+    Returns
+    -------
+    (axis.native, cells) float32
+    """
+    size = stop - start
+    places = axis.scale * np.arange(axis.native) + axis.offset - start
+    matrix = _linear_rows(places, size) @ gaussian_matrix(size, sigma) @ upsampling_matrix(size, cells)
+    return matrix.astype(np.float32)
+
+
+def apply_separable(
+    volume: NDArray[np.float32], matrices: tuple[Matrix, Matrix, Matrix]
+) -> NDArray[np.float32]:
+    """Apply one matrix an axis: (A, B, C) with matrices (a, A), (b, B), (c, C) gives (a, b, c).
+
+    The axis that shrinks most goes first, so that the others have less to do.
+    """
+    order = sorted(range(3), key=lambda axis: matrices[axis].shape[0] / matrices[axis].shape[1])
+    for axis in order:
+        matrix = matrices[axis]
+        if axis == 0:
+            flat = np.ascontiguousarray(volume).reshape(volume.shape[0], -1)
+            volume = (matrix @ flat).reshape(-1, *volume.shape[1:])
+        elif axis == 1:
+            volume = np.matmul(matrix, volume)
+        else:
+            volume = np.matmul(volume, matrix.T)
+    return volume
+
+
+@dataclass(frozen=True)
+class GridConfig:
+    """The canonical grid (METHOD.md, Input).
+
+    Attributes
+    ----------
+    plane : int
+        In-plane size, voxels of 1 mm. A multiple of 16, so that the encoder's strides divide it.
+    depth : int
+        Axial extent, voxels of 1 mm; a multiple of `window`.
+    window : int
+        Slices that are averaged into one.
+    paper : bool
+        The fixed window of the published figures instead of the whole brain in a standard pose: no scaling,
+        axial slices 24 to 120 of the registered volume, centred crop in the plane.
+    """
+
+    plane: int = 192
+    depth: int = 192
+    window: int = 3
+    paper: bool = False
+
+    def __post_init__(self) -> None:
+        if self.plane % 16 or self.depth % self.window or self.plane <= 0 or self.depth <= 0:
+            raise ValueError(f"grid {self}: plane must be a multiple of 16 and depth of the window")
+
+    @property
+    def windows(self) -> int:
+        """Number of slice windows over the full depth."""
+        return self.depth // self.window
+
+
+PAPER_GRID = GridConfig(plane=192, depth=96, window=3, paper=True)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A volume's place in the canonical grid: one `AxisMap` for each of x, y, z, and the grid."""
+
+    grid: GridConfig
+    axes: tuple[AxisMap, AxisMap, AxisMap]
+
+    def to_canonical(
+        self, volume: NDArray[np.float32], first: int = 0, stop: int | None = None
+    ) -> NDArray[np.float32]:
+        """Resample (X, Y, Z) to the slices of windows `first` to `stop` - 1.
+
+        Returns
+        -------
+        (D, H, W) float32
+            Axial slices; rows are y, columns are x. D = (stop - first) * window.
+        """
+        grid = self.grid
+        stop = grid.windows if stop is None else stop
+        x, y, z = self.axes
+        matrices = (
+            inward_matrix(x, 0, grid.plane),
+            inward_matrix(y, 0, grid.plane),
+            inward_matrix(z, first * grid.window, stop * grid.window),
+        )
+        return np.ascontiguousarray(apply_separable(volume, matrices).transpose(2, 1, 0))
+
+    def to_native(self, cells: NDArray[np.float32], first: int, sigma: float) -> NDArray[np.float32]:
+        """Upsample and smooth map cells (W, G, G) that begin at window `first` to the native grid (X, Y, Z).
+
+        `sigma` is the Gaussian's, in canonical voxels.
+        """
+        grid = self.grid
+        x, y, z = self.axes
+        count, rows, columns = cells.shape
+        span = (first * grid.window, (first + count) * grid.window)
+        matrices = (
+            outward_matrix(x, 0, grid.plane, columns, sigma),
+            outward_matrix(y, 0, grid.plane, rows, sigma),
+            outward_matrix(z, *span, count, sigma),
+        )
+        return apply_separable(cells.transpose(2, 1, 0), matrices)
+
+    def windows_with(self, brain: NDArray[np.bool_]) -> tuple[int, int]:
+        """First and one-past-last window with brain (X, Y, Z) in them."""
+        inside = np.flatnonzero(brain.any((0, 1)))
+        z, window = self.axes[2], self.grid.window
+        low = (inside[0] - 0.5) * z.scale + z.offset
+        high = (inside[-1] + 0.5) * z.scale + z.offset
+        first = max(int(np.floor((low + 0.5) / window)), 0)
+        return first, min(max(ceil((high + 0.5) / window), first + 1), self.grid.windows)

@@ -1,0 +1,272 @@
+"""Accuracy metrics of anomaly maps: AUROC, AUPRC, Dice, per-region overlap (METHOD.md, "Scoring").
+
+All take higher scores as more anomalous. The ranking metrics look only at the voxels in `within` (the
+brain): background is an easy true negative and would flatter every one of them. A metric is of one volume;
+the mean over volumes is the caller's. Where it is undefined it raises ValueError, so that no NaN enters a
+mean unseen.
+
+scikit-learn and scipy belong to the train and dev extras, hence the imports inside the functions.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[Any]
+
+# Lesion-score quantiles a volume from which the default candidate thresholds are taken.
+_QUANTILES_A_VOLUME = 101
+
+
+class _Voxels(NamedTuple):
+    """Scores (N,) and lesion labels (N,), bool, of the voxels in the brain."""
+
+    scores: Array
+    labels: NDArray[np.bool_]
+
+
+def voxel_auroc(score: Array, mask: Array, within: Array) -> float:
+    """Area under the ROC curve over the voxels of one volume (scikit-learn's `roc_auc_score`).
+
+    Parameters
+    ----------
+    score : (D, H, W) or any one shape, higher is more anomalous.
+    mask : same shape, lesion where not 0.
+    within : same shape, bool, the voxels that count.
+
+    Raises
+    ------
+    ValueError
+        If `within` holds no lesion voxel, or nothing else, or a score that is not finite.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    voxels = _voxels(score, mask, within)
+    return float(roc_auc_score(voxels.labels, voxels.scores))
+
+
+def voxel_auprc(score: Array, mask: Array, within: Array) -> float:
+    """Area under the precision-recall curve as average precision (scikit-learn's `average_precision_score`).
+
+    Parameters and errors as in `voxel_auroc`.
+    """
+    from sklearn.metrics import average_precision_score
+
+    voxels = _voxels(score, mask, within)
+    return float(average_precision_score(voxels.labels, voxels.scores))
+
+
+def dice(prediction: Array, mask: Array) -> float:
+    """Dice coefficient 2 |P and M| / (|P| + |M|) (Dice 1945).
+
+    Parameters
+    ----------
+    prediction, mask : one shape, true where not 0.
+
+    Raises
+    ------
+    ValueError
+        If both are empty, where the coefficient is 0 / 0.
+    """
+    predicted, lesion = np.asarray(prediction).astype(bool), np.asarray(mask).astype(bool)
+    _check_shapes(prediction=predicted, mask=lesion)
+    size = np.count_nonzero(predicted) + np.count_nonzero(lesion)
+    if size == 0:
+        raise ValueError("Dice is undefined: neither the prediction nor the mask has a voxel")
+    return 2 * np.count_nonzero(predicted & lesion) / size
+
+
+def best_dice_threshold(
+    scores: Sequence[Array], masks: Sequence[Array], candidates: ArrayLike | None = None
+) -> float:
+    """Threshold t at which the mean Dice of `score >= t` over VALIDATION volumes is highest.
+
+    For validation volumes only: a threshold that is then reported on the same volumes is fitted to their
+    labels.
+
+    Parameters
+    ----------
+    scores, masks : one array a volume, of any shape, both already restricted to the brain.
+    candidates : thresholds to try, of any shape and order. By default the percentiles of each volume's lesion
+        scores: as t rises from one lesion score to the next only false positives are lost, so the best t
+        is always a lesion score.
+
+    Returns
+    -------
+    The lowest of the best candidates.
+
+    Raises
+    ------
+    ValueError
+        If there are no volumes or candidates, or a volume has no lesion voxel or a score that is not finite.
+    """
+    if len(scores) == 0 or len(scores) != len(masks):
+        raise ValueError(f"expected one mask a volume and at least one, got {len(scores)} and {len(masks)}")
+    volumes = [_lesion_voxels(index, *pair) for index, pair in enumerate(zip(scores, masks, strict=True))]
+    if candidates is None:
+        levels = np.linspace(0, 1, _QUANTILES_A_VOLUME)
+        lesion_levels = [np.quantile(v.scores[v.labels], levels, method="inverted_cdf") for v in volumes]
+        thresholds = np.unique(np.concatenate(lesion_levels))
+    else:
+        thresholds = np.unique(np.asarray(candidates))
+    if thresholds.size == 0:
+        raise ValueError("there is no candidate threshold to try")
+
+    total = np.zeros(thresholds.shape)
+    for voxels in volumes:
+        lesion = voxels.scores[voxels.labels]
+        predicted = _count_at_least(voxels.scores, thresholds)
+        total += 2 * _count_at_least(lesion, thresholds) / (predicted + lesion.size)
+    return float(thresholds[np.argmax(total)])
+
+
+def pro(score: Array, mask: Array, within: Array, max_false_positive_rate: float = 0.3) -> float:
+    """Per-region overlap: how well each lesion is covered, large or small, up to a false positive rate.
+
+    Bergmann et al., *Uninformed Students* (CVPR 2020), and *The MVTec Anomaly Detection Dataset* (IJCV 2021).
+    The mean over the lesions of the share of the lesion with `score >= t`, as a function of the share of
+    non-lesion voxels with `score >= t`, from (0, 0) on; integrated by trapezoids up to
+    `max_false_positive_rate` (interpolated there) and divided by it. Every distinct score is a threshold.
+
+    Parameters
+    ----------
+    score : (D, H, W), higher is more anomalous.
+    mask : (D, H, W), lesion where not 0. A region is a 26-connected component of the whole mask; what of
+        it lies outside `within` is not counted, and a region wholly outside is left out.
+    within : (D, H, W), bool, the voxels that count.
+    max_false_positive_rate : in (0, 1].
+
+    Returns
+    -------
+    In [0, 1]; 1 is perfect, a constant score has `max_false_positive_rate / 2`.
+
+    Raises
+    ------
+    ValueError
+        As in `voxel_auroc`, and if the limit is out of range.
+    """
+    from scipy.ndimage import label
+
+    if not 0 < max_false_positive_rate <= 1:
+        raise ValueError(f"max_false_positive_rate must lie in (0, 1], got {max_false_positive_rate}")
+    voxels = _voxels(score, mask, within)
+    lesion = np.asarray(mask).astype(bool)
+    regions = label(lesion, structure=np.ones((3,) * lesion.ndim))[0][np.asarray(within).astype(bool)]
+    sizes = np.bincount(regions)
+    sizes[0] = 0
+    # A voxel of region r is worth 1 / (number of regions * size of r): the mean overlap becomes a plain sum.
+    worth = 1 / (np.count_nonzero(sizes) * np.maximum(sizes, 1))
+    worth[0] = 0
+
+    descending = np.argsort(voxels.scores)[::-1]
+    ordered = voxels.scores[descending]
+    last_of_ties = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), ordered.size - 1)
+    false_positives = np.cumsum(~voxels.labels[descending])[last_of_ties]
+    overlap = np.append(0.0, np.cumsum(worth[regions[descending]])[last_of_ties])
+    rate = np.append(0.0, false_positives / false_positives[-1])
+
+    # Points up to the limit, and the one where the next segment crosses it.
+    inside = int(np.searchsorted(rate, max_false_positive_rate, side="right"))
+    x, y = rate[:inside], overlap[:inside]
+    if inside < rate.size:
+        along = (max_false_positive_rate - x[-1]) / (rate[inside] - x[-1])
+        x = np.append(x, max_false_positive_rate)
+        y = np.append(y, y[-1] + along * (overlap[inside] - y[-1]))
+    area = np.sum(np.diff(x) * (y[1:] + y[:-1]) / 2)
+    return float(area / max_false_positive_rate)
+
+
+def slice_scores(score_map: Array, within: Array, axis: int) -> Array:
+    """Score of each slice: the highest score of its voxels in `within` (METHOD.md, "Scoring").
+
+    Parameters
+    ----------
+    score_map : (D, H, W), any order of axes.
+    within : same shape, bool.
+    axis : the axis along which slices are counted.
+
+    Returns
+    -------
+    (score_map.shape[axis],), of the map's floating type; -inf for a slice without a voxel in `within`.
+    """
+    score_map, within = np.asarray(score_map), np.asarray(within).astype(bool)
+    _check_shapes(score_map=score_map, within=within)
+    scores = np.moveaxis(np.where(within, score_map, -np.inf), axis, 0)
+    highest: Array = scores.reshape(scores.shape[0], -1).max(axis=1)
+    return highest
+
+
+def slice_auroc(scores: Array, labels: Array) -> float:
+    """Area under the ROC curve over slices.
+
+    Parameters
+    ----------
+    scores : (S,), as from `slice_scores`. Slices scored -inf have no brain and are left out.
+    labels : (S,), true where the slice has lesion.
+
+    Raises
+    ------
+    ValueError
+        If no slice, or every slice, is labelled; if a labelled slice has no score; if a score is NaN or +inf.
+    """
+    return voxel_auroc(scores, labels, _slices_with_brain(scores, labels))
+
+
+def slice_auprc(scores: Array, labels: Array) -> float:
+    """Average precision over slices; parameters and errors as in `slice_auroc`."""
+    return voxel_auprc(scores, labels, _slices_with_brain(scores, labels))
+
+
+def _slices_with_brain(scores: Array, labels: Array) -> NDArray[np.bool_]:
+    with_brain: NDArray[np.bool_] = np.asarray(scores) != -np.inf
+    _check_shapes(scores=with_brain, labels=np.asarray(labels))
+    if np.any(np.asarray(labels).astype(bool) & ~with_brain):
+        raise ValueError(
+            "a slice labelled as lesion has no voxel within the brain: label the mask within the brain"
+        )
+    return with_brain
+
+
+def _voxels(score: Array, mask: Array, within: Array) -> _Voxels:
+    """Pick the voxels in `within` and check that a ranking metric is defined on them."""
+    score, lesion, inside = np.asarray(score), np.asarray(mask).astype(bool), np.asarray(within).astype(bool)
+    _check_shapes(score=score, mask=lesion, within=inside)
+    voxels = _Voxels(score[inside], lesion[inside])
+    _check_finite(voxels.scores)
+    if not voxels.labels.any():
+        raise ValueError("the metric is undefined: nothing within the brain is labelled as lesion")
+    if voxels.labels.all():
+        raise ValueError("the metric is undefined: everything within the brain is labelled as lesion")
+    return voxels
+
+
+def _lesion_voxels(index: int, score: Array, mask: Array) -> _Voxels:
+    """Flatten one volume of `best_dice_threshold` and check that its Dice has a best threshold."""
+    score, lesion = np.asarray(score), np.asarray(mask).astype(bool)
+    _check_shapes(score=score, mask=lesion)
+    voxels = _Voxels(score.ravel(), lesion.ravel())
+    _check_finite(voxels.scores)
+    if not voxels.labels.any():
+        raise ValueError(
+            f"volume {index} has no lesion voxel, so its Dice says nothing of a threshold: leave it out"
+        )
+    return voxels
+
+
+def _count_at_least(values: Array, thresholds: Array) -> Array:
+    """Count the values >= each of the thresholds: (T,) from (N,) and (T,)."""
+    counts: Array = values.size - np.searchsorted(np.sort(values), thresholds, side="left")
+    return counts
+
+
+def _check_shapes(**arrays: Array) -> None:
+    if len({array.shape for array in arrays.values()}) > 1:
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+        raise ValueError(f"the arrays must have one shape, got {shapes}")
+
+
+def _check_finite(scores: Array) -> None:
+    if not np.isfinite(scores).all():
+        raise ValueError("a score within the brain is NaN or infinite")

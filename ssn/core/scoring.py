@@ -1,0 +1,131 @@
+"""From log-likelihoods of map cells to a calibrated map, a mask, and scores of slices and of the volume.
+
+Nothing is rescaled within a volume, so values of different volumes compare: a map voxel is a z-score against
+held-out healthy volumes at the same place, and so is the volume's score, before its rank among theirs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssn.core.slices import SliceStack
+
+SCORE_ML = 1.0  # the volume score is the mean of the map's highest millilitre
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What healthy volumes that the flow was not trained on look like.
+
+    Attributes
+    ----------
+    mean, deviation : (windows, G, G) float32
+        Of the log-likelihood per dimension, at each place of the canonical grid.
+    gain : float
+        Factor that gives the smoothed map of healthy volumes a standard deviation of 1.
+    sigma : float
+        Of the map's Gaussian, mm in the canonical grid.
+    threshold : float
+        Of the map: the mask is where the map is above it.
+    threshold_rate : float
+        Share of healthy brain voxels above `threshold`.
+    healthy_scores : (n,) float32, ascending
+        Volume scores of the healthy volumes.
+    """
+
+    mean: NDArray[np.float32]
+    deviation: NDArray[np.float32]
+    gain: float
+    sigma: float
+    threshold: float
+    threshold_rate: float
+    healthy_scores: NDArray[np.float32]
+
+    @property
+    def volume_threshold(self) -> float:
+        """Volume score that 5 % of the healthy volumes exceed."""
+        return float(np.quantile(self.healthy_scores, 0.95))
+
+
+def cell_scores(
+    log_likelihood: NDArray[np.float32], places: NDArray[np.int64], calibration: Calibration
+) -> NDArray[np.float32]:
+    """How many healthy standard deviations below the healthy mean each place's log-likelihood lies; all (L,)."""
+    mean, deviation = calibration.mean.ravel()[places], calibration.deviation.ravel()[places]
+    return (mean - log_likelihood) / deviation
+
+
+def smooth_map(
+    values: NDArray[np.float32], places: NDArray[np.int64], stack: SliceStack, sigma: float
+) -> NDArray[np.float32]:
+    """Map (X, Y, Z) in the input's grid from values at places (L,); 0 outside the brain.
+
+    Cells without brain have no say: the Gaussian is normalised by its weight inside the occupied cells, so the
+    brain's rim is not averaged with background.
+    """
+    windows, rows, columns = stack.occupancy.shape
+    cells = np.zeros((2, windows * rows * columns), np.float32)
+    index = places - stack.first * rows * columns
+    cells[0, index], cells[1, index] = values, 1
+    value, weight = (
+        stack.placement.to_native(plane.reshape(windows, rows, columns), stack.first, sigma)
+        for plane in cells
+    )
+    result = np.zeros_like(value)
+    # A voxel out of reach of every occupied cell has no evidence either way: 0.
+    np.divide(value, weight, out=result, where=stack.brain & (weight > 0.02))
+    return result
+
+
+def anomaly_map(
+    log_likelihood: NDArray[np.float32],
+    places: NDArray[np.int64],
+    stack: SliceStack,
+    calibration: Calibration,
+) -> NDArray[np.float32]:
+    """Calibrated anomaly map (X, Y, Z): z-score against healthy volumes, 0 outside the brain."""
+    scores = cell_scores(log_likelihood, places, calibration)
+    return smooth_map(scores, places, stack, calibration.sigma) * np.float32(calibration.gain)
+
+
+def volume_score(
+    score_map: NDArray[np.float32], brain: NDArray[np.bool_], zooms: tuple[float, float, float]
+) -> float:
+    """Mean of the map's highest `SCORE_ML` millilitres inside the brain: one number, whatever the voxel size."""
+    values = score_map[brain]
+    count = min(max(round(SCORE_ML * 1000 / float(np.prod(zooms))), 1), values.size)
+    return float(np.partition(values, values.size - count)[-count:].mean())
+
+
+def p_value(score: float, healthy_scores: NDArray[np.float32]) -> float:
+    """Conformal p-value: the share of healthy volumes that score at least as high, the volume itself counted in.
+
+    (1 + number at least as high) / (1 + number), so it is never 0 and valid for any number of them
+    (Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, ch. 2).
+    """
+    return float((1 + (healthy_scores >= score).sum()) / (1 + healthy_scores.size))
+
+
+def parity_map(
+    log_likelihood: NDArray[np.float32], size: tuple[int, int, int], sigma: float
+) -> NDArray[np.float32]:
+    """Map of the published method, for comparison only: every cell, a Gaussian, max(exp) - exp, then 0 to 1.
+
+    Parameters
+    ----------
+    log_likelihood : (W, G, G) float32
+    size : (D, H, W)
+        Of the map.
+    """
+    from ssn.core.geometry import apply_separable, gaussian_matrix, upsampling_matrix
+
+    matrices = tuple(
+        (gaussian_matrix(n, sigma) @ upsampling_matrix(n, cells)).astype(np.float32)
+        for n, cells in zip(size, log_likelihood.shape, strict=True)
+    )
+    density = np.exp(apply_separable(log_likelihood, (matrices[0], matrices[1], matrices[2])))
+    anomaly = density.max() - density
+    return (anomaly - anomaly.min()) / max(float(anomaly.max() - anomaly.min()), 1e-12)

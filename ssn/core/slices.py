@@ -1,0 +1,61 @@
+"""From a volume to slice windows: what the encoder sees, and which map cells have brain in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssn.core.geometry import GridConfig, Placement
+from ssn.core.intensity import Normalisation, normalise
+from ssn.core.pose import find_brain, place
+from ssn.core.volume import Volume
+
+
+@dataclass(frozen=True)
+class SliceStack:
+    """A volume as the model takes it. Slices without brain are left out.
+
+    Attributes
+    ----------
+    slices : (D, H, W) float32
+        Normalised axial slices of windows `first` to `first` + D / window - 1.
+    occupancy : (D / window, G, G) float32
+        Share of each map cell that is brain.
+    first : int
+        First window in the canonical grid's depth.
+    placement : where the volume lies in the canonical grid
+    brain : (X, Y, Z) bool, native grid
+    """
+
+    slices: NDArray[np.float32]
+    occupancy: NDArray[np.float32]
+    first: int
+    placement: Placement
+    brain: NDArray[np.bool_]
+
+
+def cut_slices(
+    volume: Volume, grid: GridConfig, cells: int, normalisation: Normalisation = "robust"
+) -> SliceStack:
+    """Find the brain, place it, normalise and resample it.
+
+    Parameters
+    ----------
+    cells : int
+        Map cells a row (G): the encoder's finest feature grid; it divides `grid.plane`.
+
+    Raises
+    ------
+    VolumeError
+        If the volume is not a usable skull-stripped brain.
+    """
+    brain = find_brain(volume)
+    placement = place(volume, brain, grid)
+    first, stop = (0, grid.windows) if grid.paper else placement.windows_with(brain)
+    slices = placement.to_canonical(normalise(volume.data, brain, normalisation), first, stop)
+    inside = placement.to_canonical(brain.astype(np.float32), first, stop)
+    step = grid.plane // cells
+    shape = (stop - first, grid.window, cells, step, cells, step)
+    return SliceStack(slices, inside.reshape(shape).mean((1, 3, 5)), first, placement, brain)

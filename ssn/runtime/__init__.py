@@ -1,0 +1,1 @@
+"""Lean inference: runs a bundle on volumes without torch."""

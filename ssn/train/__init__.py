@@ -1,0 +1,1 @@
+"""Training: makes a checkpoint. Needs the `train` extra (torch, timm, FrEIA)."""

@@ -1,0 +1,99 @@
+"""From the encoder's maps to one feature vector a location: no parameters, all linear but `max`.
+
+METHOD.md, 'Aggregation'. The paper unfolds 3 x 3 neighbourhoods and pools them adaptively; averages over a
+neighbourhood and over neighbouring channels are the same function, need a ninth of the memory, and export to
+plain ONNX operators.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SlicePool = Literal["mean", "max", "none"]
+
+
+def aggregate(
+    maps: Sequence[Tensor], *, width: int | None, window: int = 3, pool: SlicePool = "mean"
+) -> Tensor:
+    """Aggregate the maps of consecutive slices into features.
+
+    Parameters
+    ----------
+    maps : sequence of Tensor
+        One `[N, C_i, H_i, W_i]` a layer, finest first, N slices in order of depth.
+    width : int or None
+        Channels of the result, shared equally between the layers. None: each layer keeps its own.
+    window : int
+        Slices a window; windows do not overlap. Ignored when `pool` is "none".
+    pool : "mean", "max" or "none"
+        How the slices of a window become one; "none" keeps every slice.
+
+    Returns
+    -------
+    Tensor
+        `[N / window, width, H_0, W_0]`; `[N, width, H_0, W_0]` when `pool` is "none".
+
+    Raises
+    ------
+    ValueError
+        N is not a multiple of `window`, `width` not one of the number of layers, or `maps` is empty.
+    """
+    if not maps:
+        raise ValueError("aggregate needs at least one map.")
+    if width is not None and width % len(maps):
+        raise ValueError(f"width {width} cannot be shared equally between {len(maps)} layers.")
+    grid = maps[0].shape[-2:]
+    layers = []
+    for layer in maps:
+        # Zeros beyond the border count in the mean, as they do in an unfold.
+        pooled = F.avg_pool2d(layer, kernel_size=3, stride=1, padding=1, count_include_pad=True)
+        if width is not None:
+            pooled = average_channels(pooled, width // len(maps))
+        if pooled.shape[-2:] != grid:
+            pooled = F.interpolate(pooled, size=grid, mode="bilinear", align_corners=False)  # half-pixel
+        layers.append(pooled)
+    return pool_slices(torch.cat(layers, dim=1), window=window, pool=pool)
+
+
+def average_channels(features: Tensor, channels: int) -> Tensor:
+    """Average `[N, C, H, W]` over its channels to `[N, channels, H, W]`, as adaptive average pooling does.
+
+    Output channel i is the mean of the input's floor(i C / channels) up to, not including,
+    ceil((i + 1) C / channels). Where `channels` divides C these are groups of neighbours; elsewhere they
+    overlap, and the means are one product with a fixed matrix.
+    """
+    n, c, h, w = features.shape
+    if c == channels:
+        return features
+    if c % channels == 0:
+        return features.reshape(n, channels, c // channels, h, w).mean(dim=2)
+    matrix = _adaptive_means(c, channels).to(features)
+    return (matrix @ features.reshape(n, c, h * w)).reshape(n, channels, h, w)
+
+
+def pool_slices(features: Tensor, *, window: int, pool: SlicePool) -> Tensor:
+    """Reduce `[N, C, H, W]` over windows of `window` slices to `[N / window, C, H, W]`."""
+    if pool == "none":
+        return features
+    n, c, h, w = features.shape
+    if n % window:
+        raise ValueError(f"{n} slices do not fill windows of {window}; pad the volume to a multiple of it.")
+    # N stays symbolic under export, hence -1.
+    windows = features.reshape(-1, window, c, h, w)
+    if pool == "mean":
+        return windows.mean(dim=1)
+    if pool == "max":
+        return windows.amax(dim=1)
+    raise ValueError(f"pool must be 'mean', 'max' or 'none', not '{pool}'.")
+
+
+def _adaptive_means(given: int, wanted: int) -> Tensor:
+    """Return the `[wanted, given]` matrix of adaptive average pooling."""
+    matrix = torch.zeros(wanted, given)
+    for i in range(wanted):
+        start, stop = i * given // wanted, -(-(i + 1) * given // wanted)
+        matrix[i, start:stop] = 1.0 / (stop - start)
+    return matrix

@@ -1,0 +1,110 @@
+"""Checkpoints: a folder with `model.safetensors` and `model.json`. Nothing is pickled."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ssn.core.atomic import atomic_path, write_text_atomic
+from ssn.core.errors import DataError
+from ssn.train.flow import ConditionalFlow
+from ssn.train.network import FeatureNetwork, LocationCodes, ModelConfig, build_flow
+
+WEIGHTS_FILE, RECORD_FILE, OPTIMISER_FILE = "model.safetensors", "model.json", "optimiser.safetensors"
+
+
+@dataclass
+class Detector:
+    """The networks of one detector, and the record of how they were made."""
+
+    config: ModelConfig
+    network: FeatureNetwork
+    flow: ConditionalFlow
+    codes: LocationCodes
+    record: dict[str, Any]
+
+    def log_likelihood(self, features: Tensor, places: Tensor) -> Tensor:
+        """Log-likelihood per dimension (L,) of unstandardised features (L, C) at places (L,)."""
+        network = self.network
+        standardised = (features.float() - network.mean.flatten()) / network.deviation.flatten()
+        result: Tensor = self.flow(standardised, self.codes(places))
+        return result
+
+
+def build_detector(config: ModelConfig, network: FeatureNetwork, seed: int) -> Detector:
+    """Build an untrained flow and its codes around a feature network."""
+    flow = build_flow(config, network.channels, seed)
+    return Detector(config, network, flow, LocationCodes(config, network.cells), {"seed": seed})
+
+
+def save_checkpoint(folder: Path, detector: Detector, optimiser: dict[str, Tensor] | None = None) -> None:
+    """Write a checkpoint over an older one. The record goes last: it names the epoch that the rest is from."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        **{f"network.{name}": tensor for name, tensor in detector.network.state_dict().items()},
+        **{f"flow.{name}": tensor for name, tensor in detector.flow.state_dict().items()},
+    }
+    files = {WEIGHTS_FILE: tensors} | ({OPTIMISER_FILE: optimiser} if optimiser is not None else {})
+    for name, content in files.items():
+        with atomic_path(folder / name, overwrite=True) as temporary:
+            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in content.items()}, temporary)
+    record = {"config": detector.config.to_dict(), **detector.record}
+    write_text_atomic(folder / RECORD_FILE, json.dumps(record, indent=1) + "\n", overwrite=True)
+
+
+def load_checkpoint(folder: Path) -> Detector:
+    """Load a checkpoint for inference or for more training.
+
+    Raises
+    ------
+    DataError
+        If the folder is no checkpoint, or its files don't belong together.
+    """
+    try:
+        record = json.loads((folder / RECORD_FILE).read_text())
+        config = ModelConfig.from_dict(record.pop("config"))
+        network = FeatureNetwork(config, weights="none")
+        detector = build_detector(config, network, record["seed"])
+        state = load_file(folder / WEIGHTS_FILE)
+        for prefix, module in (("network.", network), ("flow.", detector.flow)):
+            module.load_state_dict(
+                {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
+            )
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{folder}: is not a checkpoint ({error.filename} is missing). Make one with ssn-train fit."
+        ) from error
+    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{folder}: the checkpoint is damaged or of another version ({reason}).") from error
+    detector.record = record
+    network.eval()
+    detector.flow.eval()
+    return detector
+
+
+def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """State of an Adam optimiser as named tensors."""
+    state = optimiser.state_dict()["state"]
+    return {
+        f"{index}.{name}": torch.as_tensor(value)
+        for index, slot in state.items()
+        for name, value in slot.items()
+    }
+
+
+def restore_optimiser(optimiser: torch.optim.Optimizer, folder: Path) -> None:
+    """Put back what `optimiser_tensors` saved."""
+    slots: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in load_file(folder / OPTIMISER_FILE).items():
+        index, name = key.split(".", 1)
+        slots.setdefault(int(index), {})[name] = tensor
+    groups = optimiser.state_dict()["param_groups"]
+    optimiser.load_state_dict({"state": slots, "param_groups": groups})

@@ -1,0 +1,201 @@
+"""Accuracy of anomaly maps against lesion masks: per voxel, slice, region and volume (METHOD.md, Scoring).
+
+Every method goes through the same code: it is a function from a volume's path to a `ScoredVolume`. The Dice
+threshold is the best on validation volumes, applied to the test volumes; metrics see brain voxels only, and a
+test set has healthy volumes in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ssn.core import metrics
+from ssn.core.errors import DataError
+from ssn.core.scoring import Calibration, anomaly_map, volume_score
+from ssn.core.slices import cut_slices
+from ssn.core.volume import Volume, read_volume
+from ssn.train.checkpoint import Detector
+from ssn.train.features import compute_features
+from ssn.train.synthetic import SubjectRecord
+
+
+@dataclass(frozen=True)
+class ScoredVolume:
+    """A method's answer: map and brain (X, Y, Z) in canonical axis order, and one score for the volume."""
+
+    score_map: NDArray[np.float32]
+    brain: NDArray[np.bool_]
+    score: float
+
+
+Method = Callable[[Path], ScoredVolume]
+
+
+@dataclass(frozen=True)
+class VolumeAccuracy:
+    """Metrics of one volume; those of lesions are None where there is none."""
+
+    image: str
+    lesion: str
+    volume_ml: float
+    score: float
+    auroc: float | None
+    auprc: float | None
+    dice: float | None
+    pro: float | None
+    slice_auroc: float | None
+    slice_auprc: float | None
+    false_positive_ml: float
+
+
+@torch.inference_mode()
+def detector_log_likelihood(detector: Detector, volume: Volume) -> tuple[Any, NDArray[np.int64], NDArray[np.float32]]:
+    """Stack, places (L,) and log-likelihood per dimension (L,) of one volume."""
+    config = detector.config
+    stack = cut_slices(volume, config.grid, detector.network.cells, config.normalisation)
+    found = compute_features(detector.network, stack)
+    values = [
+        detector.log_likelihood(features, places)
+        for features, places in zip(found.features.split(8192), found.places.split(8192), strict=True)
+    ]
+    return stack, found.places.numpy(), torch.cat(values).numpy()
+
+
+def detector_method(detector: Detector, calibration: Calibration) -> Method:
+    """Make the trained detector a method."""
+
+    def method(path: Path) -> ScoredVolume:
+        volume = read_volume(path)
+        stack, places, values = detector_log_likelihood(detector, volume)
+        score_map = anomaly_map(values, places, stack, calibration)
+        return ScoredVolume(score_map, stack.brain, volume_score(score_map, stack.brain, volume.zooms))
+
+    return method
+
+
+def read_mask(path: Path, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Read a lesion mask in canonical axis order.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read or is not on its image's grid.
+    """
+    try:
+        image = nib.as_closest_canonical(nib.load(path))
+        mask = np.squeeze(np.asanyarray(image.dataobj)) > 0
+    except (OSError, nib.filebasedimages.ImageFileError) as error:
+        raise DataError(f"{path}: the mask cannot be read ({error})") from error
+    if mask.shape != shape:
+        raise DataError(f"{path}: the mask has shape {mask.shape}, its image {shape}")
+    return mask
+
+
+def _slice_metrics(scored: ScoredVolume, mask: NDArray[np.bool_]) -> tuple[float | None, float | None]:
+    scores = metrics.slice_scores(scored.score_map, scored.brain, axis=2)
+    labels = (mask & scored.brain).any((0, 1))
+    scored_labels = labels[np.isfinite(scores)]
+    if scored_labels.all() or not scored_labels.any():
+        return None, None
+    return metrics.slice_auroc(scores, labels), metrics.slice_auprc(scores, labels)
+
+
+def measure_volume(scored: ScoredVolume, record: SubjectRecord, root: Path, threshold: float) -> VolumeAccuracy:
+    """Metrics of one volume at a threshold."""
+    predicted = (scored.score_map > threshold) & scored.brain
+    if not record.mask:
+        empty = (None,) * 6
+        return VolumeAccuracy(record.image, "", 0.0, scored.score, *empty, float(predicted.sum()) / 1000)
+    mask = read_mask(root / record.mask, scored.brain.shape)
+    inside = mask & scored.brain
+    return VolumeAccuracy(
+        record.image,
+        record.lesion,
+        record.volume_ml,
+        scored.score,
+        metrics.voxel_auroc(scored.score_map, mask, scored.brain),
+        metrics.voxel_auprc(scored.score_map, mask, scored.brain),
+        metrics.dice(predicted, inside),
+        metrics.pro(scored.score_map, mask, scored.brain),
+        *_slice_metrics(scored, mask),
+        float((predicted & ~mask).sum()) / 1000,
+    )
+
+
+def validation_threshold(
+    method: Method, records: Sequence[SubjectRecord], root: Path, progress: Callable[[], None] = lambda: None
+) -> float:
+    """Threshold with the best mean Dice over the validation volumes that have a lesion."""
+    scores, masks = [], []
+    for record in records:
+        if record.mask:
+            scored = method(root / record.image)
+            mask = read_mask(root / record.mask, scored.brain.shape)
+            scores.append(scored.score_map[scored.brain])
+            masks.append(mask[scored.brain])
+        progress()
+    if not scores:
+        raise DataError(f"{root}: no validation volume has a lesion, so no Dice threshold can be chosen")
+    return metrics.best_dice_threshold(scores, masks)
+
+
+def evaluate(
+    method: Method,
+    test: Sequence[SubjectRecord],
+    root: Path,
+    threshold: float,
+    progress: Callable[[], None] = lambda: None,
+) -> list[VolumeAccuracy]:
+    """Metrics of every test volume; `progress` is called once a volume."""
+    rows = []
+    for record in test:
+        rows.append(measure_volume(method(root / record.image), record, root, threshold))
+        progress()
+    return rows
+
+
+def _mean(rows: Sequence[VolumeAccuracy], name: str) -> float | None:
+    values = [getattr(row, name) for row in rows if getattr(row, name) is not None]
+    return round(float(np.mean(values)), 4) if values else None
+
+
+def summarise(rows: Sequence[VolumeAccuracy]) -> dict[str, Any]:
+    """Means over volumes: of all lesions, by kind, by size; and lesioned against healthy volumes."""
+    from sklearn.metrics import roc_auc_score
+
+    lesioned = [row for row in rows if row.lesion]
+    healthy = [row for row in rows if not row.lesion]
+    groups = {
+        "all": lesioned,
+        "1 ml and more": [row for row in lesioned if row.volume_ml >= 1],
+        "4 ml and more": [row for row in lesioned if row.volume_ml >= 4],
+        "below 4 ml": [row for row in lesioned if row.volume_ml < 4],
+        "4 to 15 ml": [row for row in lesioned if 4 <= row.volume_ml < 15],
+        "15 ml and more": [row for row in lesioned if row.volume_ml >= 15],
+    }
+    groups |= {kind: [row for row in lesioned if row.lesion == kind] for kind in sorted({r.lesion for r in lesioned})}
+    names = ("auroc", "auprc", "dice", "pro", "slice_auroc", "slice_auprc")
+    summary: dict[str, Any] = {
+        label: {"volumes": len(group)} | {name: _mean(group, name) for name in names}
+        for label, group in groups.items()
+        if group
+    }
+    summary["healthy"] = {"volumes": len(healthy), "false_positive_ml": _mean(healthy, "false_positive_ml")}
+    if healthy and lesioned:
+        labels = [1] * len(lesioned) + [0] * len(healthy)
+        auroc = roc_auc_score(labels, [row.score for row in [*lesioned, *healthy]])
+        summary["volume_auroc"] = round(float(auroc), 4)
+    return summary
+
+
+def as_json(rows: Sequence[VolumeAccuracy], threshold: float) -> dict[str, Any]:
+    """Everything that was measured, for a file."""
+    return {"threshold": threshold, "summary": summarise(rows), "volumes": [asdict(row) for row in rows]}

@@ -1,0 +1,184 @@
+"""Training of the flow on healthy volumes' features; the encoder is frozen (METHOD.md, Training)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssn.core.errors import DataError
+from ssn.train.checkpoint import (
+    OPTIMISER_FILE,
+    Detector,
+    build_detector,
+    load_checkpoint,
+    optimiser_tensors,
+    restore_optimiser,
+    save_checkpoint,
+)
+from ssn.train.features import VolumeFeatures, channel_statistics, load_features
+from ssn.train.losses import LossKind, total_loss, uses_noised
+from ssn.train.network import FeatureNetwork, ModelConfig
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How to train. The defaults are the published ones.
+
+    Attributes
+    ----------
+    batch : int
+        Locations a step.
+    noise : float
+        Standard deviation of the noise that makes a synthetic anomaly of a feature, in features' units
+        (standard deviations, where the features are standardised).
+    share : float
+        Share of each volume's locations seen in an epoch, drawn anew each time.
+    mix : int
+        Volumes whose locations are shuffled together; 1 shuffles within a volume.
+    """
+
+    epochs: int = 30
+    batch: int = 4096
+    learning_rate: float = 1e-3
+    decay_epochs: int = 10
+    decay: float = 0.9
+    loss: LossKind = "spp"
+    noise: float = 0.08
+    share: float = 1.0
+    mix: int = 1
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands, once a batch."""
+
+    epoch: int
+    done: float  # share of the epoch, 0..1
+    loss: float
+    likelihood: float  # mean log-likelihood per dimension
+
+
+def _generator(seed: int, epoch: int) -> torch.Generator:
+    """Own random numbers of each epoch, so that a resumed run draws what an uninterrupted one would."""
+    return torch.Generator().manual_seed(seed * 100_003 + epoch)
+
+
+def epoch_batches(
+    volumes: Sequence[VolumeFeatures], options: FitOptions, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield batches of features (batch, C) float32 and places (batch,), each location at most once."""
+    order = torch.randperm(len(volumes), generator=generator).tolist()
+    for start in range(0, len(order), options.mix):
+        features, places = [], []
+        for index in order[start : start + options.mix]:
+            volume = volumes[index]
+            count = max(1, round(len(volume.places) * options.share))
+            chosen = torch.randperm(len(volume.places), generator=generator)[:count]
+            features.append(volume.features[chosen])
+            places.append(volume.places[chosen])
+        together, where = torch.cat(features), torch.cat(places)
+        shuffled = torch.randperm(len(where), generator=generator)
+        for chosen in shuffled.split(options.batch):
+            yield together[chosen].float(), where[chosen]
+
+
+def _train_epoch(
+    detector: Detector,
+    optimiser: torch.optim.Optimizer,
+    volumes: Sequence[VolumeFeatures],
+    options: FitOptions,
+    epoch: int,
+    progress: Callable[[Progress], None],
+) -> dict[str, float]:
+    generator = _generator(options.seed, epoch)
+    mean, deviation = detector.network.mean.flatten(), detector.network.deviation.flatten()
+    total = sum(max(1, round(len(v.places) * options.share)) for v in volumes)
+    seen, sums = 0, {"loss": 0.0, "log_likelihood": 0.0}
+    for features, places in epoch_batches(volumes, options, generator):
+        features = (features - mean) / deviation
+        code = detector.codes(places)
+        noised = None
+        if uses_noised(options.loss, epoch):
+            noise = torch.randn(features.shape, generator=generator) * options.noise
+            # One pass over both halves: the flow has no statistics over the batch.
+            both = detector.flow(torch.cat([features, features + noise]), code.repeat(2, 1))
+            true, noised = both.chunk(2)
+        else:
+            true = detector.flow(features, code)
+        loss = total_loss(options.loss, true, noised, epoch=epoch, generator=generator)
+        if not torch.isfinite(loss.total):
+            raise DataError(f"training diverged in epoch {epoch}; try a smaller --learning-rate")
+        optimiser.zero_grad(set_to_none=True)
+        loss.total.backward()
+        optimiser.step()
+        count = len(places)
+        seen += count
+        sums["loss"] += float(loss.total.detach()) * count
+        sums["log_likelihood"] += float(true.detach().mean()) * count
+        progress(Progress(epoch, seen / total, sums["loss"] / seen, sums["log_likelihood"] / seen))
+    return {name: value / seen for name, value in sums.items()}
+
+
+def fit(
+    config: ModelConfig,
+    paths: Sequence[Path],
+    folder: Path,
+    options: FitOptions,
+    *,
+    cache: Path,
+    weights: Any = "imagenet",  # noqa: ANN401 - as build_encoder takes them
+    resume: bool = False,
+    on_volume: Callable[[int], None] = lambda done: None,
+    progress: Callable[[Progress], None] = lambda at: None,
+) -> Detector:
+    """Train a detector on healthy volumes and write a checkpoint to `folder` after every epoch.
+
+    Parameters
+    ----------
+    paths : NIfTI files of healthy, skull-stripped brains
+    cache : folder for the features
+    weights : of the encoder: "imagenet", "none", or a safetensors file
+    resume : go on from the checkpoint in `folder`, to the same weights as an uninterrupted run
+
+    Raises
+    ------
+    DataError
+        No volume; a checkpoint of other settings to resume from; divergence.
+    VolumeError
+        A volume that cannot be used, named.
+    """
+    if not paths:
+        raise DataError("there is no healthy volume to train on")
+    settings = {name: value for name, value in asdict(options).items() if name != "epochs"}
+    if resume:
+        detector = load_checkpoint(folder)
+        detector.flow.train()
+        if detector.config != config or detector.record.get("options") != settings:
+            raise DataError(f"{folder}: was trained with other settings; resume with the same ones")
+    else:
+        torch.manual_seed(options.seed)
+        detector = build_detector(config, FeatureNetwork(config, weights).eval(), options.seed)
+        detector.record |= {"options": settings, "history": [], "volumes": len(paths)}
+    volumes = load_features(detector.network, paths, cache, on_volume)
+    if config.standardise and not resume:
+        mean, deviation = channel_statistics(volumes)
+        detector.network.mean.copy_(mean.view(-1, 1, 1))
+        detector.network.deviation.copy_(deviation.view(-1, 1, 1))
+    parameters = [p for p in detector.flow.parameters() if p.requires_grad]
+    optimiser = torch.optim.Adam(parameters, lr=options.learning_rate)
+    if resume and (folder / OPTIMISER_FILE).exists():
+        restore_optimiser(optimiser, folder)
+    history: list[dict[str, float]] = detector.record["history"]
+    for epoch in range(len(history), options.epochs):
+        for group in optimiser.param_groups:
+            group["lr"] = options.learning_rate * options.decay ** (epoch // options.decay_epochs)
+        history.append(_train_epoch(detector, optimiser, volumes, options, epoch, progress))
+        save_checkpoint(folder, detector, optimiser_tensors(optimiser))
+    detector.flow.eval()
+    return detector

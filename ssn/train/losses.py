@@ -1,0 +1,238 @@
+"""Training losses of the flow: likelihood, boundary-guided semi-push-pull, and triplet.
+
+Sources: METHOD.md, "Training"; Yao et al., *Explicit Boundary Guided Semi-Push-Pull Contrastive Learning for
+Supervised Anomaly Detection* (BGAD, CVPR 2023; arXiv 2207.01463) for boundaries, focal weights and
+semi-push-pull; the journal version of SimpleSliceNet (2025) for the triplet loss.
+
+Two scales occur. `logp` is the log-likelihood of a location divided by its number of features C, which is
+what the flow's caller holds. `logp_normalised` is `logp / NORMALISER`; boundaries, focal weights and
+semi-push-pull are stated in it. `total_loss` does that division.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LossKind = Literal["spp", "triplet", "none"]
+
+NORMALISER = 10.0
+NORMAL_QUANTILE = 0.05
+BOUNDARY_MARGIN = 0.1
+TRIPLET_MARGIN = 1.0
+
+# An anomaly's focal weight has a pole at log p = 0 and grows with exp(2 log p). Both are cut off, so that a
+# weight is a finite float32 whatever the flow says; between the limits the authors' formula is untouched.
+_SMALLEST_MAGNITUDE = 1e-4
+_LARGEST_LOG_LIKELIHOOD = 10.0
+
+
+class Boundaries(NamedTuple):
+    """Decision boundaries on the normalised log-likelihood, both scalars () without gradient."""
+
+    normal: Tensor
+    anomaly: Tensor
+
+
+class SemiPushPull(NamedTuple):
+    """The two halves of the semi-push-pull loss, scalars (): normals pulled up, anomalies pushed down."""
+
+    normal: Tensor
+    anomaly: Tensor
+
+
+class Loss(NamedTuple):
+    """What a step minimises (`total`), and its detached parts for the progress bar; all scalars ()."""
+
+    total: Tensor
+    likelihood: Tensor
+    separation: Tensor
+
+
+def log_likelihood(z: Tensor, log_det: Tensor) -> Tensor:
+    """Log-likelihood of locations under a standard normal base (METHOD.md, "Conditional normalizing flow").
+
+    log p = -C/2 ln(2 pi) - |z|^2 / 2 + log|det J|. It is not divided by C: the caller does that.
+
+    Parameters
+    ----------
+    z : (..., C), the flow's output.
+    log_det : (...), log|det J| of the flow at the same locations.
+
+    Returns
+    -------
+    (...), in nats.
+    """
+    log_two_pi = 1.8378770664093453
+    return -0.5 * z.shape[-1] * log_two_pi - 0.5 * z.square().sum(-1) + log_det
+
+
+def boundaries(log_likelihoods_normal: Tensor) -> Boundaries:
+    """Find the normal and the anomaly boundary of a minibatch (BGAD).
+
+    b_n is the 5 % quantile of the normals, taken as the order statistic of rank floor(0.05 N) counted from 0
+    (no interpolation), and b_a = b_n - 0.1.
+
+    Parameters
+    ----------
+    log_likelihoods_normal : (N,), normalised log-likelihoods of normal samples, N >= 1.
+
+    Raises
+    ------
+    ValueError
+        If there is no normal sample.
+    """
+    count = log_likelihoods_normal.numel()
+    if count == 0:
+        raise ValueError("the boundary is a quantile of normal samples, and this minibatch has none")
+    rank = int(NORMAL_QUANTILE * count)
+    normal = log_likelihoods_normal.detach().kthvalue(rank + 1).values
+    return Boundaries(normal, normal - BOUNDARY_MARGIN)
+
+
+def focal_weights(logp_normalised: Tensor, is_anomaly: Tensor) -> Tensor:
+    """Weigh hard samples more: unlikely normals and likely anomalies (BGAD's focal weighting; METHOD.md).
+
+    With l = `logp_normalised` and p = exp(l): a normal weighs 1 where l > -0.2, else 11.7 (1 - p)^0.5 |l|;
+    an anomaly weighs 1 where l <= -1, else 0.53 (1 + p)^2 / |l|.
+
+    Parameters
+    ----------
+    logp_normalised : (N,).
+    is_anomaly : (N,), bool.
+
+    Returns
+    -------
+    (N,), without gradient, finite for every finite input.
+    """
+    logp = logp_normalised.detach()
+    p = logp.clamp(max=_LARGEST_LOG_LIKELIHOOD).exp()
+    magnitude = logp.abs()
+    # 1 - p is negative only where p > 1, and there the weight is 1.
+    hard_normal = 11.7 * (1 - p).clamp(min=0).sqrt() * magnitude
+    hard_anomaly = 0.53 * (1 + p).square() / magnitude.clamp(min=_SMALLEST_MAGNITUDE)
+    one = torch.ones_like(logp)
+    normal = torch.where(logp > -0.2, one, hard_normal)
+    anomaly = torch.where(logp <= -1.0, one, hard_anomaly)
+    return torch.where(is_anomaly, anomaly, normal)
+
+
+def semi_push_pull(
+    logp_normalised: Tensor, is_anomaly: Tensor, *, weights: Tensor | None = None
+) -> SemiPushPull:
+    """Pull normals at or below b_n up to it, push anomalies at or above b_a down to it (BGAD).
+
+    The boundaries come from the normals of this minibatch. Each half is the mean over the samples it moves;
+    all others get no gradient. A half that moves nothing is 0, and so are both where there is no normal
+    sample to find the boundary from.
+
+    Parameters
+    ----------
+    logp_normalised : (N,).
+    is_anomaly : (N,), bool.
+    weights : (N,), multiplied onto each sample's distance before the mean (which still divides by the number
+        of samples, not by the sum of weights). None weighs all alike.
+    """
+    normal, anomaly = logp_normalised[~is_anomaly], logp_normalised[is_anomaly]
+    if normal.numel() == 0:
+        nothing = _mean(normal)
+        return SemiPushPull(nothing, nothing)
+    b_n, b_a = boundaries(normal)
+    below, above = normal <= b_n, anomaly >= b_a
+    pulled, pushed = b_n - normal[below], anomaly[above] - b_a
+    if weights is not None:
+        pulled = pulled * weights[~is_anomaly][below]
+        pushed = pushed * weights[is_anomaly][above]
+    return SemiPushPull(_mean(pulled), _mean(pushed))
+
+
+def likelihood_loss(logp: Tensor, *, weights: Tensor | None = None) -> Tensor:
+    """Mean of -log sigmoid(log p), each sample times its weight (METHOD.md, "Training"); 0 for no samples.
+
+    Parameters
+    ----------
+    logp : (N,), not normalised.
+    weights : (N,) or None. The mean divides by N, not by the sum of weights.
+    """
+    loss = -F.logsigmoid(logp)
+    return _mean(loss if weights is None else loss * weights)
+
+
+def triplet_loss(true: Tensor, noised: Tensor, permutation: Tensor, margin: float = TRIPLET_MARGIN) -> Tensor:
+    """Triplet margin loss on log-likelihoods: max(0, |t - t[permutation]| - |t - f| + margin), a scalar ().
+
+    On 1-D input each |.| is one Euclidean norm over the whole batch, not a distance a sample, so the
+    margin is small beside it at 4,096 samples. That is how the authors run it (METHOD.md, last section).
+
+    Parameters
+    ----------
+    true, noised : (N,), log-likelihoods t and f of the features and of their noised copies.
+    permutation : (N,), integer; gives each anchor another true sample as its positive.
+    """
+    positive = torch.linalg.vector_norm(true - true[permutation])
+    negative = torch.linalg.vector_norm(true - noised)
+    return F.relu(positive - negative + margin)
+
+
+def uses_noised(kind: LossKind, epoch: int) -> bool:
+    """Say whether `total_loss` looks at noised samples; where it does not, they need not be computed."""
+    return kind == "triplet" or (kind == "spp" and epoch > 0)
+
+
+def total_loss(
+    kind: LossKind,
+    logp_true: Tensor,
+    logp_noised: Tensor | None,
+    *,
+    epoch: int,
+    generator: torch.Generator | None = None,
+) -> Loss:
+    """Loss of one minibatch, as the authors train (METHOD.md, "Training" and last section).
+
+    - `spp`: in epoch 0 the likelihood term alone, weighted by the normals' focal weights; from epoch 1 on,
+      the same weighted term + both halves of the focally weighted semi-push-pull.
+    - `triplet`: the unweighted likelihood term + the triplet loss, from epoch 0 on.
+    - `none`: the unweighted likelihood term alone.
+
+    Parameters
+    ----------
+    logp_true : (N,), log-likelihoods (divided by C, not by the normaliser) of true features.
+    logp_noised : (M,), of their noised copies; M = N for `triplet`. May be None where `uses_noised` is False.
+    epoch : counted from 0.
+    generator : draws the triplet's positives; None takes torch's global one.
+
+    Raises
+    ------
+    ValueError
+        If `kind` is unknown, or noised samples are needed and not given.
+    """
+    if kind not in ("spp", "triplet", "none"):
+        raise ValueError(f"unknown loss {kind!r}: choose spp, triplet or none")
+    if not uses_noised(kind, epoch):
+        logp_noised = logp_true.new_empty(0)
+    elif logp_noised is None:
+        raise ValueError(f"loss {kind!r} needs the log-likelihoods of noised samples in epoch {epoch}")
+
+    if kind == "spp":
+        logp = torch.cat([logp_true, logp_noised]) / NORMALISER
+        is_anomaly = torch.arange(logp.numel(), device=logp.device) >= logp_true.numel()
+        weights = focal_weights(logp, is_anomaly)
+        likelihood = likelihood_loss(logp_true, weights=weights[: logp_true.numel()])
+        separation = likelihood.new_zeros(())
+        if uses_noised(kind, epoch):
+            pulled, pushed = semi_push_pull(logp, is_anomaly, weights=weights)
+            separation = pulled + pushed
+    else:
+        likelihood = likelihood_loss(logp_true)
+        separation = likelihood.new_zeros(())
+        if kind == "triplet":
+            device = logp_true.device if generator is None else generator.device
+            permutation = torch.randperm(logp_true.numel(), generator=generator, device=device)
+            separation = triplet_loss(logp_true, logp_noised, permutation.to(logp_true.device))
+    return Loss(likelihood + separation, likelihood.detach(), separation.detach())
+
+
+def _mean(values: Tensor) -> Tensor:
+    """Mean over all values; 0, still joined to the graph, where there are none."""
+    return values.sum() / max(values.numel(), 1)

@@ -1,0 +1,156 @@
+"""The two networks of the detector: slices to features, and features to log-likelihood."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ssn.core.geometry import PAPER_GRID, GridConfig
+from ssn.core.intensity import Normalisation
+from ssn.train.aggregation import SlicePool, aggregate
+from ssn.train.encoder import COMPACT, PAPER, EncoderConfig, build_encoder
+from ssn.train.flow import ConditionalFlow, FlowConfig, location_code, sincos_code
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that decides what the detector computes.
+
+    The defaults are the published method on the whole brain; `paper()` has the published window as well.
+
+    Attributes
+    ----------
+    width : int or None
+        Channels after aggregation, shared equally between the layers; None keeps each layer's own.
+    standardise : bool
+        Scale each feature channel to mean 0 and standard deviation 1 over the training set (extension; the
+        flow starts from a better place, and the noise of the synthetic anomalies has a unit).
+    depth_channels : int
+        Channels of the sin/cos code of a window's depth (extension; 0 is the published method).
+    occupancy : float
+        A map cell counts as brain when this share of it is brain; other cells are neither trained nor computed.
+    """
+
+    encoder: EncoderConfig = PAPER
+    grid: GridConfig = field(default_factory=GridConfig)
+    normalisation: Normalisation = "robust"
+    width: int | None = 512
+    pool: SlicePool = "mean"
+    standardise: bool = False
+    blocks: int = 8
+    clamp: float = 1.9
+    plane_channels: int = 128
+    depth_channels: int = 0
+    occupancy: float = 0.5
+
+    @classmethod
+    def paper(cls) -> ModelConfig:
+        """Return the published configuration, for parity: fixed window, min-max, every cell."""
+        return cls(grid=PAPER_GRID, normalisation="minmax", occupancy=0.0)
+
+    @classmethod
+    def compact(cls) -> ModelConfig:
+        """Return the configuration of the shipped model: a small encoder down to stride 4, depth in the code."""
+        return cls(encoder=COMPACT, width=None, standardise=True, depth_channels=64)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
+        """Read back what `to_dict` gave."""
+        encoder = EncoderConfig(
+            **{**values["encoder"], "out_indices": tuple(values["encoder"]["out_indices"])}
+        )
+        return cls(**{**values, "encoder": encoder, "grid": GridConfig(**values["grid"])})
+
+
+class FeatureNetwork(nn.Module):
+    """Slices to aggregated features: encoder, aggregation, and channel standardisation, all frozen.
+
+    Buffers `mean` and `deviation`, each (C, 1, 1), are 0 and 1 until the training set has been measured.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, config: ModelConfig, weights: Literal["imagenet", "none"] | Path = "imagenet") -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = build_encoder(config.encoder, weights)
+        self.channels = config.width or sum(self.encoder.channels)
+        self.cells = config.grid.plane // self.encoder.strides[0]
+        self.register_buffer("mean", torch.zeros(self.channels, 1, 1))
+        self.register_buffer("deviation", torch.ones(self.channels, 1, 1))
+
+    def forward(self, slices: Tensor) -> Tensor:
+        """Map slices (N, 1, H, W) in 0..1 to features (N / window, C, G, G)."""
+        maps = self.encoder(slices)
+        features = aggregate(
+            maps, width=self.config.width, window=self.config.grid.window, pool=self.config.pool
+        )
+        return (features - self.mean) / self.deviation
+
+    def fingerprint(self) -> str:
+        """SHA-256 of what the unstandardised features depend on: configuration and encoder weights."""
+        config = self.config
+        digest = hashlib.sha256(
+            repr(
+                (
+                    config.encoder,
+                    config.grid,
+                    config.normalisation,
+                    config.width,
+                    config.pool,
+                    config.occupancy,
+                )
+            ).encode()
+        )
+        for name, tensor in sorted(self.encoder.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def build_flow(config: ModelConfig, channels: int, seed: int) -> ConditionalFlow:
+    """Build the flow over features of `channels` channels."""
+    return ConditionalFlow(
+        FlowConfig(
+            features=channels,
+            blocks=config.blocks,
+            clamp=config.clamp,
+            plane_channels=config.plane_channels,
+            depth_channels=config.depth_channels,
+        ),
+        seed,
+    )
+
+
+class LocationCodes(nn.Module):
+    """Location codes of map cells: in-plane code, and depth code where the flow has one.
+
+    A place is `window * G * G + row * G + column`, the window counted in the canonical grid.
+    """
+
+    plane: Tensor
+    depth: Tensor
+
+    def __init__(self, config: ModelConfig, cells: int) -> None:
+        super().__init__()
+        plane = location_code((cells, cells), config.plane_channels).flatten(1).T.contiguous()
+        self.register_buffer("plane", plane, persistent=False)
+        depth = torch.zeros(config.grid.windows, 0)
+        if config.depth_channels:
+            depth = sincos_code(torch.arange(config.grid.windows), config.depth_channels)
+        self.register_buffer("depth", depth, persistent=False)
+
+    def forward(self, places: Tensor) -> Tensor:
+        """Codes (L, P) of places (L,)."""
+        cells = self.plane.shape[0]
+        return torch.cat([self.plane[places % cells], self.depth[places // cells]], 1)

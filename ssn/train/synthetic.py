@@ -1,0 +1,201 @@
+"""The synthetic cohort: subjects with and without lesions, written as NIfTI with exact masks and a CSV."""
+
+from __future__ import annotations
+
+import csv
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, fields, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import nibabel as nib
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ssn.core.atomic import atomic_path
+from ssn.core.errors import DataError
+from ssn.train.anatomy import (
+    Contrast,
+    acquire,
+    draw_coordinates,
+    draw_tissue,
+    sample,
+    tissue_signal,
+    voxel_coordinates,
+)
+from ssn.train.lesions import LESION_KINDS, LesionKind, blend, draw_lesion
+from ssn.train.templates import Template, TemplateName, load_template
+
+COHORT_FILE = "cohort.csv"
+HEALTHY_SPLITS = ("train", "calibration")
+CROPPED_SHARE = 0.15
+
+
+@dataclass(frozen=True)
+class SubjectRecord:
+    """One row of `cohort.csv`; paths are relative to the cohort's folder, `mask` is empty for healthy subjects."""
+
+    image: str
+    mask: str
+    split: str
+    lesion: LesionKind | Literal[""]
+    volume_ml: float
+    contrast: Contrast
+    template: TemplateName
+    seed: int
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A subject's image (X, Y, Z) float32 in 0..about 1 with 0 outside the brain, its lesion mask, its affine."""
+
+    image: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+    affine: NDArray[np.float64]
+
+
+def make_subject(
+    template: Template, seed: int, *, contrast: Contrast = "t1", lesion: LesionKind | None = None
+) -> Subject:
+    """Make one subject. The same seed with another `lesion` (or none) is the same brain and acquisition."""
+    streams = np.random.SeedSequence(seed).spawn(5)
+    shape_rng, tissue_rng, signal_rng, lesion_rng, scan_rng = (np.random.default_rng(s) for s in streams)
+    states = [int(s.generate_state(1)[0]) for s in streams]
+    coordinates = draw_coordinates(template.t1.shape, shape_rng, states[0])
+    tissue_state = tissue_rng.bit_generator.state
+    tissue = draw_tissue(template, coordinates, tissue_rng, states[1])
+    drawn = None
+    if lesion is not None:
+        drawn = draw_lesion(lesion, tissue, lesion_rng, states[3])
+        if drawn.push is not None:
+            # Tissue now at x was at x - push(x): look its template coordinates up there. The same random
+            # numbers give the same subject; the skull, and so the brain's outline, stays.
+            tissue_rng.bit_generator.state = tissue_state
+            moved = sample(coordinates, voxel_coordinates(template.t1.shape) - drawn.push)
+            tissue = draw_tissue(template, moved, tissue_rng, states[1], tissue.brain)
+    signal = tissue_signal(tissue, contrast, signal_rng)
+    if drawn is not None:
+        signal = blend(signal, drawn, contrast, lesion_rng)
+    image = acquire(signal, tissue.brain, scan_rng, states[4])
+    mask = np.zeros(image.shape, bool) if drawn is None else drawn.mask.numpy()
+    affine = template.affine.copy()
+    if scan_rng.random() < CROPPED_SHARE:  # the field of view ends inside the brain
+        lowest = int(np.flatnonzero(image.any((0, 1)))[0] + scan_rng.integers(5, 25))
+        image, mask = image[:, :, lowest:], mask[:, :, lowest:]
+        affine[:3, 3] += affine[:3, 2] * lowest
+    return Subject(image, mask, affine)
+
+
+def _write(path: Path, data: NDArray[np.generic], affine: NDArray[np.float64]) -> None:
+    image = nib.Nifti1Image(data, affine)
+    image.header.set_xyzt_units("mm")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path, overwrite=True) as temporary:
+        nib.save(image, temporary)
+
+
+def plan_cohort(
+    sizes: dict[str, int], contrast: Contrast, template: TemplateName, seed: int
+) -> list[SubjectRecord]:
+    """List a cohort's subjects.
+
+    `sizes` gives the number of subjects of each split. `train` and `calibration` are healthy; of every
+    other split, one subject in five is healthy and the kinds of lesion take turns among the rest.
+    No seed occurs twice, so no subject is in two splits.
+    """
+    records = []
+    for split, size in sizes.items():
+        for index in range(size):
+            turn = index % (len(LESION_KINDS) + 1)
+            lesion = "" if split in HEALTHY_SPLITS or turn == len(LESION_KINDS) else LESION_KINDS[turn]
+            number = len(records)
+            name = f"{template}-{contrast}-{split}-{index:04d}.nii.gz"
+            mask = f"masks/{name}" if lesion else ""
+            own = seed * 1_000_000 + number
+            records.append(SubjectRecord(f"images/{name}", mask, split, lesion, 0.0, contrast, template, own))
+    return records
+
+
+@lru_cache(maxsize=1)
+def _template(name: TemplateName) -> Template:
+    return load_template(name)
+
+
+def _make_and_write(record: SubjectRecord, folder: Path) -> SubjectRecord:
+    torch.set_num_threads(1)  # one process a core already
+    path = folder / record.image
+    subject = make_subject(
+        _template(record.template), record.seed, contrast=record.contrast, lesion=record.lesion or None
+    )
+    # 12 bits, as scanners write: small files whose rounding is far below the noise.
+    _write(path, np.rint(subject.image.clip(0, 2) * 2000).astype(np.int16), subject.affine)
+    if record.mask:
+        _write(folder / record.mask, subject.mask.astype(np.uint8), subject.affine)
+    return replace(record, volume_ml=round(float(subject.mask.sum()) / 1000, 3))
+
+
+def write_cohort(
+    folder: Path,
+    records: list[SubjectRecord],
+    *,
+    workers: int = 1,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Path:
+    """Make every subject that is not there yet and write `cohort.csv`; returns its path.
+
+    `progress` is called with the number of subjects done. A subject whose record stands in an older
+    `cohort.csv` with the same seed is kept, so an interrupted run goes on where it stopped.
+    """
+    table = folder / COHORT_FILE
+    known = {record.seed: record for record in read_cohort(table)} if table.exists() else {}
+    done = []
+    missing = []
+    for record in records:
+        old = known.get(record.seed)
+        if old is not None and replace(old, volume_ml=0.0) == record and (folder / record.image).exists():
+            done.append(old)
+        else:
+            missing.append(record)
+    folder.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for made in pool.map(_make_and_write, missing, [folder] * len(missing)):
+            done.append(made)
+            progress(len(done))
+            if len(done) % 10 == 0 or len(done) == len(records):
+                _write_table(table, sorted(done, key=lambda record: record.seed))
+    return table
+
+
+def _write_table(path: Path, records: list[SubjectRecord]) -> None:
+    names = [field.name for field in fields(SubjectRecord)]
+    with atomic_path(path, overwrite=True) as temporary, temporary.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, names)
+        writer.writeheader()
+        writer.writerows(asdict(record) for record in records)
+
+
+def read_cohort(path: Path) -> list[SubjectRecord]:
+    """Read `cohort.csv`.
+
+    Raises
+    ------
+    DataError
+        If the file is missing or its columns are others.
+    """
+    try:
+        with path.open(newline="") as stream:
+            return [
+                SubjectRecord(**{**row, "volume_ml": float(row["volume_ml"]), "seed": int(row["seed"])})
+                for row in csv.DictReader(stream)
+            ]
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}). Make it with ssn-train synth."
+        ) from error
+    except (KeyError, TypeError, ValueError) as error:
+        columns = ",".join(field.name for field in fields(SubjectRecord))
+        raise DataError(f"{path}: is not a cohort table; its columns must be {columns}.") from error

@@ -1,0 +1,85 @@
+"""Aggregation equals the authors' unfold and adaptive pooling, without the unfold."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssn.train.aggregation import aggregate, average_channels
+
+DATA = Path(__file__).parents[1] / "data" / "aggregation.npz"
+
+
+def unfold_and_pool(maps: list[Tensor], width: int) -> Tensor:
+    """The paper's formulation: 3 x 3 patches, each layer pooled to `width` and then the layers together."""
+    grid = maps[0].shape[-2:]
+    layers = []
+    for layer in maps:
+        n, c, h, w = layer.shape
+        patches = F.unfold(layer, kernel_size=3, padding=1).reshape(n, c * 9, h, w)
+        patches = F.interpolate(patches, size=grid, mode="bilinear", align_corners=False)
+        flat = patches.permute(0, 2, 3, 1).reshape(-1, 1, c * 9)
+        layers.append(F.adaptive_avg_pool1d(flat, width).squeeze(1))
+    both = F.adaptive_avg_pool1d(torch.stack(layers, dim=1).flatten(1).unsqueeze(1), width).squeeze(1)
+    slices = both.reshape(-1, *grid, width).permute(0, 3, 1, 2)
+    return slices.reshape(-1, 3, width, *grid).mean(dim=1)
+
+
+def test_features_agree_with_the_authors_own():
+    with np.load(DATA) as data:
+        maps = [torch.from_numpy(data[name]).float() for name in ("layer2", "layer3")]
+        expected = torch.from_numpy(data["features"])
+    torch.testing.assert_close(aggregate(maps, width=512), expected, atol=1e-5, rtol=0)
+
+
+def test_features_equal_unfold_and_adaptive_pooling():
+    maps = [torch.randn(6, 64, 10, 8), torch.randn(6, 128, 5, 4)]
+    torch.testing.assert_close(aggregate(maps, width=64), unfold_and_pool(maps, 64), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("given", "wanted"), [(24, 24), (24, 8), (40, 24), (112, 30), (7, 5), (5, 8)])
+def test_channel_means_equal_adaptive_average_pooling(given: int, wanted: int):
+    features = torch.randn(2, given, 3, 4)
+    expected = F.adaptive_avg_pool1d(features.flatten(2).transpose(1, 2), wanted).transpose(1, 2)
+    torch.testing.assert_close(average_channels(features, wanted), expected.reshape(2, wanted, 3, 4))
+
+
+def test_without_a_width_each_layer_keeps_its_channels():
+    maps = [torch.randn(3, c, s, s) for c, s in ((24, 16), (40, 8), (112, 4))]
+    features = aggregate(maps, width=None)
+    assert features.shape == (1, 176, 16, 16)
+    alone = F.avg_pool2d(maps[0], 3, 1, 1).mean(dim=0)
+    torch.testing.assert_close(features[0, :24], alone)
+
+
+def test_mean_and_max_do_not_depend_on_the_order_inside_a_window():
+    maps = [torch.randn(6, 8, 6, 6), torch.randn(6, 8, 3, 3)]
+    shuffled = [m[[2, 0, 1, 4, 5, 3]] for m in maps]
+    for pool in ("mean", "max"):
+        torch.testing.assert_close(
+            aggregate(maps, width=8, pool=pool), aggregate(shuffled, width=8, pool=pool)
+        )
+
+
+def test_max_takes_the_largest_of_each_window():
+    single = torch.randn(6, 8, 6, 6)
+    every = aggregate([single], width=8, pool="none")
+    expected = torch.stack([every[:3].amax(0), every[3:].amax(0)])
+    assert torch.equal(aggregate([single], width=8, pool="max"), expected)
+
+
+def test_no_pooling_keeps_every_slice_of_any_number():
+    assert aggregate([torch.randn(5, 8, 6, 6)], width=4, pool="none").shape == (5, 4, 6, 6)
+
+
+def test_slices_that_do_not_fill_the_windows_are_refused():
+    with pytest.raises(ValueError, match="5 slices do not fill windows of 3"):
+        aggregate([torch.randn(5, 8, 6, 6)], width=4)
+
+
+def test_a_width_that_the_layers_cannot_share_is_refused():
+    with pytest.raises(ValueError, match="shared equally"):
+        aggregate([torch.randn(3, 8, 6, 6)] * 2, width=7)
