@@ -13,7 +13,9 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")]
 Cohort = Annotated[Path, typer.Argument(help="cohort.csv, or the folder it lies in.")]
-Cache = Annotated[Optional[Path], typer.Option(help="Folder for cached features; beside the checkpoint if not given.")]
+Cache = Annotated[
+    Optional[Path], typer.Option(help="Folder for cached features; beside the checkpoint if not given.")
+]
 
 
 def _records(cohort: Path, split: str):  # type: ignore[no-untyped-def]
@@ -32,10 +34,14 @@ def synth(
     output: Output,
     train: Annotated[int, typer.Option(help="Healthy subjects to train on.", min=0)] = 160,
     calibration: Annotated[int, typer.Option(help="Healthy subjects to calibrate on.", min=0)] = 40,
-    validation: Annotated[int, typer.Option(help="Subjects to choose thresholds on, 4 in 5 with a lesion.", min=0)] = 40,
+    validation: Annotated[
+        int, typer.Option(help="Subjects to choose thresholds on, 4 in 5 with a lesion.", min=0)
+    ] = 40,
     test: Annotated[int, typer.Option(help="Subjects to measure on, 4 in 5 with a lesion.", min=0)] = 60,
     contrast: Annotated[Literal["t1", "t2", "flair"], typer.Option(help="Contrast.")] = "t1",
-    template: Annotated[Literal["icbm152", "sri24"], typer.Option(help="Anatomy that subjects are made from.")] = "icbm152",
+    template: Annotated[
+        Literal["icbm152", "sri24"], typer.Option(help="Anatomy that subjects are made from.")
+    ] = "icbm152",
     seed: Annotated[int, typer.Option(help="Another seed makes other people.", min=0)] = 1,
     workers: Annotated[int, typer.Option(help="Processes.", min=1)] = 2,
 ) -> None:
@@ -57,7 +63,10 @@ def synth(
 def fit(
     cohort: Cohort,
     output: Output,
-    preset: Annotated[Literal["compact", "paper"], typer.Option(help="compact: the shipped model's shape. paper: WideResNet-50.")] = "compact",
+    preset: Annotated[
+        Literal["compact", "paper"],
+        typer.Option(help="compact: the shipped model's shape. paper: WideResNet-50."),
+    ] = "compact",
     encoder_weights: Annotated[str, typer.Option(help="imagenet, none, or a safetensors file.")] = "imagenet",
     loss: Annotated[Literal["spp", "triplet", "none"], typer.Option(help="Contrastive term.")] = "spp",
     epochs: Annotated[Optional[int], typer.Option(help="Passes over the cohort.", min=1)] = None,
@@ -81,7 +90,9 @@ def fit(
         from ssn.train.network import ModelConfig
 
         if (output / RECORD_FILE).exists() and not resume:
-            raise OutputError(f"{output}: holds a checkpoint; use --resume to go on with it, or another folder")
+            raise OutputError(
+                f"{output}: holds a checkpoint; use --resume to go on with it, or another folder"
+            )
         root, records = _records(cohort, "train")
         config, options = (
             (ModelConfig.compact(), COMPACT_OPTIONS) if preset == "compact" else (ModelConfig(), FitOptions())
@@ -113,7 +124,9 @@ def fit(
                 progress=show,
             )
         last = detector.record["history"][-1]
-        typer.echo(f"{output}: {options.epochs} epochs, loss {last['loss']:.4f}, log-likelihood {last['log_likelihood']:.4f}")
+        typer.echo(
+            f"{output}: {options.epochs} epochs, loss {last['loss']:.4f}, log-likelihood {last['log_likelihood']:.4f}"
+        )
 
 
 @app.command()
@@ -121,7 +134,9 @@ def calibrate(
     checkpoint: Annotated[Path, typer.Argument(help="Folder written by fit.")],
     cohort: Cohort,
     sigma: Annotated[float, typer.Option(help="Gaussian of the map, mm.", min=0)] = 4.0,
-    rate: Annotated[float, typer.Option(help="Share of healthy brain voxels above the threshold.", min=0, max=1)] = 0.005,
+    rate: Annotated[
+        float, typer.Option(help="Share of healthy brain voxels above the threshold.", min=0, max=1)
+    ] = 0.005,
 ) -> None:
     """Calibrate a checkpoint on the cohort's held-out healthy volumes (split `calibration`)."""
     with user_errors():
@@ -151,8 +166,13 @@ def calibrate(
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="Folder written by fit and calibrate.")],
     cohort: Cohort,
-    output: Annotated[Path, typer.Option("--output", "-o", help="JSON file to write.")] = Path("accuracy.json"),
-    validation: Annotated[Optional[Path], typer.Option(help="Cohort whose validation split chooses the Dice threshold, if another.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSON file to write.")] = Path(
+        "accuracy.json"
+    ),
+    validation: Annotated[
+        Optional[Path],
+        typer.Option(help="Cohort whose validation split chooses the Dice threshold, if another."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the JSON file.")] = False,
 ) -> None:
     """Measure a checkpoint on the cohort's test split; the Dice threshold comes from its validation split."""

@@ -23,3 +23,7 @@ class DataError(SsnError):
 
 class BackendError(SsnError):
     """The requested inference backend cannot run here."""
+
+
+class ExportError(SsnError):
+    """The exported graphs don't say what the trained networks say."""

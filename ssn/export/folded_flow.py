@@ -101,7 +101,7 @@ class _FoldedBlock(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         """Return the block's output `[L, C]` and its log-determinant over C, `[L]`, float32."""
-        passive, active = torch.split(x, self.splits, dim=-1)
+        passive, active = x[:, : self.splits[0]], x[:, self.splits[0] :]
         hidden = torch.relu(self.first(passive) + condition)
         log_scale = self.clamp * torch.tanh(self.log_scale(hidden))
         active = active * torch.exp(log_scale) + self.shift(hidden)

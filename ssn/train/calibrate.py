@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from ssn.core.atomic import atomic_path
+from ssn.core.bundle import CALIBRATION_FILE
+from ssn.core.calibration_file import pack_calibration, unpack_calibration
+from ssn.core.errors import DataError
 from ssn.core.scoring import Calibration, anomaly_map, volume_score
 from ssn.core.slices import SliceStack
 from ssn.core.volume import Volume
@@ -90,3 +95,26 @@ def calibrate(
     return Calibration(
         mean, deviation, float(gain), sigma, threshold * float(gain), rate, np.sort(scores * np.float32(gain))
     )
+
+
+def save_calibration(folder: Path, calibration: Calibration) -> None:
+    """Write a calibration into a checkpoint's folder."""
+    with atomic_path(folder / CALIBRATION_FILE, overwrite=True) as temporary:
+        temporary.write_bytes(pack_calibration(calibration))
+
+
+def load_calibration(folder: Path) -> Calibration:
+    """Read a checkpoint's calibration.
+
+    Raises
+    ------
+    DataError
+        If it has none, or a damaged one.
+    """
+    path = folder / CALIBRATION_FILE
+    try:
+        return unpack_calibration(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}). Make it with ssn-train calibrate.") from error
+    except ValueError as error:
+        raise DataError(f"{path}: {error}. Make it again with ssn-train calibrate.") from error

@@ -31,10 +31,8 @@ class Detector:
     record: dict[str, Any]
 
     def log_likelihood(self, features: Tensor, places: Tensor) -> Tensor:
-        """Log-likelihood per dimension (L,) of unstandardised features (L, C) at places (L,)."""
-        network = self.network
-        standardised = (features.float() - network.mean.flatten()) / network.deviation.flatten()
-        result: Tensor = self.flow(standardised, self.codes(places))
+        """Log-likelihood per dimension (L,) of features before whitening (L, C) at places (L,)."""
+        result: Tensor = self.flow(self.network.whitened(features.float()), self.codes(places))
         return result
 
 

@@ -57,7 +57,9 @@ class VolumeAccuracy:
 
 
 @torch.inference_mode()
-def detector_log_likelihood(detector: Detector, volume: Volume) -> tuple[Any, NDArray[np.int64], NDArray[np.float32]]:
+def detector_log_likelihood(
+    detector: Detector, volume: Volume
+) -> tuple[Any, NDArray[np.int64], NDArray[np.float32]]:
     """Stack, places (L,) and log-likelihood per dimension (L,) of one volume."""
     config = detector.config
     stack = cut_slices(volume, config.grid, detector.network.cells, config.normalisation)
@@ -108,7 +110,9 @@ def _slice_metrics(scored: ScoredVolume, mask: NDArray[np.bool_]) -> tuple[float
     return metrics.slice_auroc(scores, labels), metrics.slice_auprc(scores, labels)
 
 
-def measure_volume(scored: ScoredVolume, record: SubjectRecord, root: Path, threshold: float) -> VolumeAccuracy:
+def measure_volume(
+    scored: ScoredVolume, record: SubjectRecord, root: Path, threshold: float
+) -> VolumeAccuracy:
     """Metrics of one volume at a threshold."""
     predicted = (scored.score_map > threshold) & scored.brain
     if not record.mask:
@@ -181,7 +185,9 @@ def summarise(rows: Sequence[VolumeAccuracy]) -> dict[str, Any]:
         "4 to 15 ml": [row for row in lesioned if 4 <= row.volume_ml < 15],
         "15 ml and more": [row for row in lesioned if row.volume_ml >= 15],
     }
-    groups |= {kind: [row for row in lesioned if row.lesion == kind] for kind in sorted({r.lesion for r in lesioned})}
+    groups |= {
+        kind: [row for row in lesioned if row.lesion == kind] for kind in sorted({r.lesion for r in lesioned})
+    }
     names = ("auroc", "auprc", "dice", "pro", "slice_auroc", "slice_auprc")
     summary: dict[str, Any] = {
         label: {"volumes": len(group)} | {name: _mean(group, name) for name in names}

@@ -20,7 +20,7 @@ from ssn.train.checkpoint import (
     restore_optimiser,
     save_checkpoint,
 )
-from ssn.train.features import VolumeFeatures, channel_statistics, load_features
+from ssn.train.features import VolumeFeatures, measure_whitening, load_features
 from ssn.train.losses import LossKind, total_loss, uses_noised
 from ssn.train.network import FeatureNetwork, ModelConfig
 
@@ -35,7 +35,7 @@ class FitOptions:
         Locations a step.
     noise : float
         Standard deviation of the noise that makes a synthetic anomaly of a feature, in features' units
-        (standard deviations, where the features are standardised).
+        (standard deviations, where they are whitened).
     share : float
         Share of each volume's locations seen in an epoch, drawn anew each time.
     mix : int
@@ -97,11 +97,10 @@ def _train_epoch(
     progress: Callable[[Progress], None],
 ) -> dict[str, float]:
     generator = _generator(options.seed, epoch)
-    mean, deviation = detector.network.mean.flatten(), detector.network.deviation.flatten()
     total = sum(max(1, round(len(v.places) * options.share)) for v in volumes)
     seen, sums = 0, {"loss": 0.0, "log_likelihood": 0.0}
     for features, places in epoch_batches(volumes, options, generator):
-        features = (features - mean) / deviation
+        features = detector.network.whitened(features)
         code = detector.codes(places)
         noised = None
         if uses_noised(options.loss, epoch):
@@ -166,10 +165,10 @@ def fit(
         detector = build_detector(config, FeatureNetwork(config, weights).eval(), options.seed)
         detector.record |= {"options": settings, "history": [], "volumes": len(paths)}
     volumes = load_features(detector.network, paths, cache, on_volume)
-    if config.standardise and not resume:
-        mean, deviation = channel_statistics(volumes)
-        detector.network.mean.copy_(mean.view(-1, 1, 1))
-        detector.network.deviation.copy_(deviation.view(-1, 1, 1))
+    if config.whiten and not resume:
+        mean, whitening = measure_whitening(volumes)
+        detector.network.feature_mean.copy_(mean)
+        detector.network.whitening.copy_(whitening)
     parameters = [p for p in detector.flow.parameters() if p.requires_grad]
     optimiser = torch.optim.Adam(parameters, lr=options.learning_rate)
     if resume and (folder / OPTIMISER_FILE).exists():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssn.core.geometry import PAPER_GRID, GridConfig
@@ -27,9 +28,10 @@ class ModelConfig:
     ----------
     width : int or None
         Channels after aggregation, shared equally between the layers; None keeps each layer's own.
-    standardise : bool
-        Scale each feature channel to mean 0 and standard deviation 1 over the training set (extension; the
-        flow starts from a better place, and the noise of the synthetic anomalies has a unit).
+    whiten : bool
+        Bring the training set's features to mean 0 and unit covariance by a fixed linear map (extension). The
+        flow then starts from a Gaussian model of the features, and the noise of the synthetic anomalies has
+        a unit: the features' own spread.
     depth_channels : int
         Channels of the sin/cos code of a window's depth (extension; 0 is the published method).
     occupancy : float
@@ -41,7 +43,7 @@ class ModelConfig:
     normalisation: Normalisation = "robust"
     width: int | None = 512
     pool: SlicePool = "mean"
-    standardise: bool = False
+    whiten: bool = False
     blocks: int = 8
     clamp: float = 1.9
     plane_channels: int = 128
@@ -56,7 +58,7 @@ class ModelConfig:
     @classmethod
     def compact(cls) -> ModelConfig:
         """Return the configuration of the shipped model: a small encoder down to stride 4, depth in the code."""
-        return cls(encoder=COMPACT, width=None, standardise=True, depth_channels=64)
+        return cls(encoder=COMPACT, width=None, whiten=True, depth_channels=64)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -72,13 +74,14 @@ class ModelConfig:
 
 
 class FeatureNetwork(nn.Module):
-    """Slices to aggregated features: encoder, aggregation, and channel standardisation, all frozen.
+    """Slices to aggregated features: encoder, aggregation and whitening, all frozen.
 
-    Buffers `mean` and `deviation`, each (C, 1, 1), are 0 and 1 until the training set has been measured.
+    Buffers `feature_mean` (C,) and `whitening` (C, C) are 0 and the identity until the training set has been measured;
+    without whitening they stay so, and are not run.
     """
 
-    mean: Tensor
-    deviation: Tensor
+    feature_mean: Tensor
+    whitening: Tensor
 
     def __init__(self, config: ModelConfig, weights: Literal["imagenet", "none"] | Path = "imagenet") -> None:
         super().__init__()
@@ -86,19 +89,28 @@ class FeatureNetwork(nn.Module):
         self.encoder = build_encoder(config.encoder, weights)
         self.channels = config.width or sum(self.encoder.channels)
         self.cells = config.grid.plane // self.encoder.strides[0]
-        self.register_buffer("mean", torch.zeros(self.channels, 1, 1))
-        self.register_buffer("deviation", torch.ones(self.channels, 1, 1))
+        self.register_buffer("feature_mean", torch.zeros(self.channels))
+        self.register_buffer("whitening", torch.eye(self.channels))
+
+    def raw(self, slices: Tensor) -> Tensor:
+        """Map slices (N, 1, H, W) in 0..1 to features before whitening, (N / window, C, G, G)."""
+        maps = self.encoder(slices)
+        return aggregate(maps, width=self.config.width, window=self.config.grid.window, pool=self.config.pool)
 
     def forward(self, slices: Tensor) -> Tensor:
         """Map slices (N, 1, H, W) in 0..1 to features (N / window, C, G, G)."""
-        maps = self.encoder(slices)
-        features = aggregate(
-            maps, width=self.config.width, window=self.config.grid.window, pool=self.config.pool
-        )
-        return (features - self.mean) / self.deviation
+        features = self.raw(slices)
+        if not self.config.whiten:
+            return features
+        weight = self.whitening[:, :, None, None]
+        return F.conv2d(features, weight, -self.whitening @ self.feature_mean)
+
+    def whitened(self, features: Tensor) -> Tensor:
+        """What `forward` does after `raw`, for features in rows (L, C)."""
+        return (features - self.feature_mean) @ self.whitening.T if self.config.whiten else features
 
     def fingerprint(self) -> str:
-        """SHA-256 of what the unstandardised features depend on: configuration and encoder weights."""
+        """SHA-256 of what the unwhitened features depend on: configuration and encoder weights."""
         config = self.config
         digest = hashlib.sha256(
             repr(

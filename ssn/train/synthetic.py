@@ -85,6 +85,8 @@ def make_subject(
     affine = template.affine.copy()
     if scan_rng.random() < CROPPED_SHARE:  # the field of view ends inside the brain
         lowest = int(np.flatnonzero(image.any((0, 1)))[0] + scan_rng.integers(5, 25))
+        if mask.any():  # but not inside the lesion
+            lowest = min(lowest, int(np.flatnonzero(mask.any((0, 1)))[0]))
         image, mask = image[:, :, lowest:], mask[:, :, lowest:]
         affine[:3, 3] += affine[:3, 2] * lowest
     return Subject(image, mask, affine)

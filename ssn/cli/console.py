@@ -1,0 +1,52 @@
+"""What all commands share: errors as one line, and progress bars."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn an error that the user can mend into one line on stderr and exit code 1."""
+    from ssn.core.errors import SsnError
+
+    try:
+        yield
+    except SsnError as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        typer.echo("Interrupted.", err=True)
+        raise typer.Exit(130) from None
+
+
+def progress_bar() -> Progress:
+    """Return a progress bar on stderr; silent where that is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not sys.stderr.isatty(),
+    )
+
+
+def print_version(wanted: bool) -> None:
+    """Typer callback of `--version`."""
+    if wanted:
+        from ssn import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit

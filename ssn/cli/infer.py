@@ -1,0 +1,102 @@
+"""`ssn-infer`: anomaly maps of brain MRI volumes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from ssn.cli.console import print_version, progress_bar, user_errors
+
+if TYPE_CHECKING:
+    from ssn.runtime.cohort import Job, Outcome
+    from ssn.runtime.pipeline import Result
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command(no_args_is_help=True)
+def infer(
+    inputs: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="INPUT...", help="Skull-stripped NIfTI volumes, or folders of them."),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to; made if missing.")] = Path("OUT"),
+    model: Annotated[Path | None, typer.Option(help="Model bundle; the packaged T1 model if not given.")] = None,
+    backend: Annotated[Literal["auto", "onnxruntime"], typer.Option(help="What computes.")] = "auto",
+    batch: Annotated[int, typer.Option(help="Slices at once: bounds memory.", min=3)] = 24,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; all cores if not given.", min=1)] = None,
+    threshold: Annotated[float | None, typer.Option(help="Mask threshold, z; the model's own if not given.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace existing outputs.")] = False,
+    demo: Annotated[bool, typer.Option("--demo", help="Run the packaged demo volume.")] = False,
+    no_png: Annotated[bool, typer.Option("--no-png", help="Write no picture.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the records as JSON lines.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Find what is abnormal in 3D brain MRI.
+
+    Writes, for each volume, NAME_anomaly.nii.gz (z-scores against healthy volumes), NAME_mask.nii.gz, NAME.json
+    and NAME.png. Research use only.
+    """
+    if bool(inputs) == demo:
+        raise typer.BadParameter("give INPUT, or --demo", param_hint="INPUT")
+    with user_errors():
+        import json
+
+        from ssn.core.bundle import load_bundle
+        from ssn.runtime.cohort import find_jobs, run_jobs
+        from ssn.runtime.onnxruntime import OnnxRuntimeBackend
+        from ssn.runtime.packaged import DEFAULT_BUNDLE, DEMO_VOLUME
+
+        jobs = find_jobs([DEMO_VOLUME] if demo else inputs or [])
+        bundle = load_bundle(model or DEFAULT_BUNDLE)
+
+        with OnnxRuntimeBackend(bundle, threads) as runner, progress_bar() as bar:
+            volumes = bar.add_task("volumes", total=len(jobs))
+
+            def started(job: Job) -> None:
+                bar.update(volumes, description=job.path.name)
+
+            def progress(share: float) -> None:
+                done = int(bar.tasks[0].completed)
+                bar.update(volumes, completed=min(done + share, done + 0.99))
+
+            def finished(outcome: Outcome, result: Result | None) -> None:
+                count = int(bar.tasks[0].completed) + 1
+                bar.update(volumes, completed=count)
+                if outcome.error is not None:
+                    typer.echo(f"Error: {outcome.error}", err=True)
+                elif as_json:
+                    typer.echo(json.dumps(outcome.record))
+                elif outcome.record is not None:
+                    typer.echo(_line(outcome.record, str(output / outcome.job.name)))
+
+            outcomes = run_jobs(
+                jobs,
+                output,
+                bundle,
+                runner,
+                threshold=threshold,
+                batch=batch,
+                picture=not no_png,
+                overwrite=force,
+                started=started,
+                progress=progress,
+                finished=finished,
+            )
+        if any(outcome.error for outcome in outcomes):
+            raise typer.Exit(1)
+
+
+def _line(record: dict, where: str) -> str:  # type: ignore[type-arg]
+    volume, found = record["volume"], record["map"]
+    verdict = "ABOVE the range of healthy volumes" if volume["abnormal"] else "within the range of healthy volumes"
+    seconds = sum(record["times_ms"].values()) / 1000
+    return (
+        f"{record['input']['name']}: score {volume['score']:.2f}, {verdict} (threshold {volume['threshold']:.2f}, "
+        f"p = {volume['p_value']:.3f}); {found['above_threshold_ml']:.1f} ml above z {found['threshold_z']:.2f}; "
+        f"{seconds:.1f} s -> {where}_anomaly.nii.gz"
+    )

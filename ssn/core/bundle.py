@@ -1,0 +1,208 @@
+"""The model bundle: a folder whose every file is checked against its hash before it is used.
+
+    bundle.json       what the model is, and the size and SHA-256 of the other files
+    encoder.onnx      slices [N,1,H,W] -> features [N/window,C,G,G]
+    flow.onnx         features, places [L], first [1] -> log_likelihood [L]
+    calibration.npz   what healthy volumes look like to it
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ssn.core.calibration_file import pack_calibration, unpack_calibration
+from ssn.core.errors import BundleError, OutputError
+from ssn.core.geometry import GridConfig
+from ssn.core.intensity import Normalisation
+from ssn.core.onnx_data import has_external_data
+from ssn.core.scoring import Calibration
+
+SCHEMA = 1
+MANIFEST_FILE, CALIBRATION_FILE = "bundle.json", "calibration.npz"
+ENCODER_FILE, FLOW_FILE = "encoder.onnx", "flow.onnx"
+INTENDED_USE = "Research use only. Not a medical device; not for diagnosis or treatment decisions."
+_LARGEST_MANIFEST = 4 * 2**20
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What a runtime must know to run a bundle.
+
+    Attributes
+    ----------
+    name, modality : for people, for example "t1-compact" and "t1"
+    cells : map cells a row (G)
+    features : channels between encoder and flow (C)
+    occupancy : a map cell is computed when this share of it is brain
+    """
+
+    name: str
+    modality: str
+    grid: GridConfig
+    normalisation: Normalisation
+    cells: int
+    features: int
+    occupancy: float
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle.
+
+    Attributes
+    ----------
+    manifest : contents of bundle.json
+    digest : SHA-256 of bundle.json, which holds the hashes of all else: it names the model exactly
+    """
+
+    folder: Path
+    manifest: Mapping[str, Any]
+    digest: str
+    spec: ModelSpec
+    calibration: Calibration
+
+    def read(self, name: str) -> bytes:
+        """Read a listed file and check it: the bytes returned are the bytes that were hashed.
+
+        Raises
+        ------
+        BundleError
+            If the file is missing, or isn't the one that was exported.
+        """
+        return _read_checked(self.folder, name, self.manifest["files"])
+
+
+def _again(path: Path) -> str:
+    return f"Get the bundle again, or make it anew with: ssn-export onnx CHECKPOINT -o {path.parent}"
+
+
+def _read_checked(folder: Path, name: str, files: Mapping[str, Any]) -> bytes:
+    path = folder / name
+    if name not in files:
+        raise BundleError(f"{path}: is not listed in {MANIFEST_FILE}. {_again(path)}")
+    if name != Path(name).name or name in (".", "..") or path.is_symlink():
+        raise BundleError(f"{path}: a bundle's files must lie in its own folder. {_again(path)}")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read ({error.strerror}). {_again(path)}") from error
+    if len(data) != files[name]["bytes"] or hashlib.sha256(data).hexdigest() != files[name]["sha256"]:
+        raise BundleError(f"{path}: was modified since it was exported (its hash differs). {_again(path)}")
+    if name.endswith(".onnx"):
+        try:
+            external = has_external_data(data)
+        except ValueError as error:
+            raise BundleError(f"{path}: is not an ONNX model ({error}). {_again(path)}") from error
+        if external:
+            raise BundleError(f"{path}: keeps weights in another file, which is refused. {_again(path)}")
+    return data
+
+
+def load_bundle(folder: Path) -> Bundle:
+    """Open a bundle and check its manifest and calibration; graphs are checked when they are read.
+
+    Raises
+    ------
+    BundleError
+        If it is no bundle, of another schema, incomplete or modified.
+    """
+    path = folder / MANIFEST_FILE
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(_LARGEST_MANIFEST + 1)
+    except OSError as error:
+        raise BundleError(f"{folder}: is not a model bundle ({MANIFEST_FILE}: {error.strerror})") from error
+    try:
+        manifest = json.loads(data)
+        schema = manifest["schema"]
+        files = manifest["files"]
+        if schema == SCHEMA:
+            values = manifest["model"]
+            spec = ModelSpec(**{**values, "grid": GridConfig(**values["grid"])})
+            _check_spec(spec)
+            for name in (ENCODER_FILE, FLOW_FILE, CALIBRATION_FILE):
+                if not isinstance(files[name]["bytes"], int) or not isinstance(files[name]["sha256"], str):
+                    raise TypeError(f"{name} has no size or hash")
+    except (KeyError, TypeError, ValueError) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise BundleError(f"{path}: is damaged ({what}). {_again(path)}") from error
+    if schema != SCHEMA:
+        raise BundleError(f"{path}: has schema {schema}; this version of ssn reads schema {SCHEMA}")
+    try:
+        calibration = unpack_calibration(_read_checked(folder, CALIBRATION_FILE, files))
+    except ValueError as error:
+        raise BundleError(f"{folder / CALIBRATION_FILE}: {error}. {_again(path)}") from error
+    if calibration.mean.shape != (spec.grid.windows, spec.cells, spec.cells):
+        raise BundleError(f"{folder / CALIBRATION_FILE}: is of another model. {_again(path)}")
+    return Bundle(folder, manifest, hashlib.sha256(data).hexdigest(), spec, calibration)
+
+
+def _check_spec(spec: ModelSpec) -> None:
+    if spec.normalisation not in ("robust", "minmax"):
+        raise ValueError(f"normalisation {spec.normalisation!r} is unknown")
+    if not (0 < spec.cells <= spec.grid.plane and spec.grid.plane % spec.cells == 0):
+        raise ValueError(f"{spec.cells} cells do not divide the plane")
+    if not 0 <= spec.occupancy <= 1 or spec.features < 1:
+        raise ValueError("occupancy or features is out of range")
+
+
+def write_bundle(
+    folder: Path,
+    spec: ModelSpec,
+    graphs: Mapping[str, bytes],
+    calibration: Calibration,
+    about: Mapping[str, Any],
+    *,
+    overwrite: bool = False,
+) -> Bundle:
+    """Write a whole bundle or none.
+
+    Parameters
+    ----------
+    graphs : contents of `encoder.onnx` and `flow.onnx`
+    about : further entries of the manifest (training data, measured accuracy, tool versions)
+
+    Raises
+    ------
+    OutputError
+        If `folder` exists and is not to be overwritten, is not a bundle, or can't be written.
+    """
+    if folder.exists():
+        if not overwrite:
+            raise OutputError(f"{folder}: exists already; use --force to replace it, or another name")
+        if not (folder / MANIFEST_FILE).exists():
+            raise OutputError(f"{folder}: is not a model bundle, so it is not replaced; use another name")
+    files = {**graphs, CALIBRATION_FILE: pack_calibration(calibration)}
+    manifest = {
+        "schema": SCHEMA,
+        "model": asdict(spec),
+        **about,
+        "intended_use": INTENDED_USE,
+        "files": {
+            name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()
+        },
+    }
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".bundle-") as scratch:
+            made = Path(scratch) / "bundle"
+            made.mkdir()
+            for name, data in files.items():
+                (made / name).write_bytes(data)
+            (made / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1) + "\n")
+            if folder.exists():
+                for extra in folder.iterdir():  # documents that lie beside the graphs stay
+                    if extra.is_file() and extra.name not in (*files, MANIFEST_FILE):
+                        shutil.copy2(extra, made / extra.name)
+                folder.rename(Path(scratch) / "old")
+            made.rename(folder)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written ({error.strerror or error})") from error
+    return load_bundle(folder)

@@ -1,0 +1,203 @@
+"""Checkpoint to bundle: export both graphs, prove that they say what torch says, then write."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ssn import __version__
+from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, Bundle, ModelSpec, write_bundle
+from ssn.core.errors import ExportError
+from ssn.core.scoring import Calibration
+from ssn.export.graphs import FlowGraph
+from ssn.train.checkpoint import Detector
+
+OPSET = 18  # ONNX Runtime and TensorRT 10 and later take it
+TOLERANCE = 1e-3  # largest difference of log-likelihood per dimension between torch and ONNX Runtime
+_TOOLS = ("torch", "timm", "FrEIA", "onnx", "onnxruntime", "numpy")
+
+
+def to_onnx(
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    names: Sequence[str],
+    output: str,
+    dynamic: Mapping[str, Mapping[int, Any]],
+) -> bytes:
+    """Export a module with one output to ONNX, weights inside, without any trace of this machine.
+
+    Parameters
+    ----------
+    names : of the inputs
+    dynamic : per input, its axes of any length and their names
+    """
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            module.eval(),
+            inputs,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(names),
+            output_names=[output],
+            dynamic_shapes={name: dict(dynamic.get(name, {})) for name in names},
+            verbose=False,
+        )
+    model = program.model_proto
+    _strip(model)
+    onnx.checker.check_model(model)
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Remove stack traces and other notes of the exporter: they hold source paths."""
+    del model.metadata_props[:]
+    model.doc_string = ""
+    graphs = [model.graph, *model.functions]
+    while graphs:
+        graph = graphs.pop()
+        graph.doc_string = ""
+        del graph.metadata_props[:]
+        for node in graph.node:
+            node.doc_string = ""
+            del node.metadata_props[:]
+            graphs.extend(attribute.g for attribute in node.attribute if attribute.HasField("g"))
+        for value in (*graph.value_info, *getattr(graph, "initializer", ())):
+            value.doc_string = ""
+            del value.metadata_props[:]
+        if isinstance(graph, onnx.GraphProto):
+            for value in (*graph.input, *graph.output):
+                value.doc_string = ""
+                del value.metadata_props[:]
+
+
+def export_graphs(detector: Detector) -> dict[str, bytes]:
+    """Export encoder and flow of a detector."""
+    grid, cells = detector.config.grid, detector.network.cells
+    windows = 4
+    slices = torch.zeros(windows * grid.window, 1, grid.plane, grid.plane)
+    features = torch.zeros(windows, detector.network.channels, cells, cells)
+    places = torch.arange(7)
+    count, places_count, window_count = (torch.export.Dim(name) for name in ("windows", "L", "W"))
+    return {
+        ENCODER_FILE: to_onnx(
+            detector.network, (slices,), ["slices"], "features", {"slices": {0: grid.window * count}}
+        ),
+        FLOW_FILE: to_onnx(
+            FlowGraph(detector),
+            (features, places, torch.zeros(1, dtype=torch.int64)),
+            ["features", "places", "first"],
+            "log_likelihood",
+            {"features": {0: window_count}, "places": {0: places_count}},
+        ),
+    }
+
+
+@torch.inference_mode()
+def measure_parity(
+    detector: Detector, graphs: Mapping[str, bytes], batches: Sequence[NDArray[np.float32]]
+) -> float:
+    """Largest difference of log-likelihood per dimension between torch and ONNX Runtime.
+
+    Parameters
+    ----------
+    batches : each (N, H, W) in 0..1, N a multiple of the window
+    """
+    import onnxruntime as ort
+
+    encoder, flow = (
+        ort.InferenceSession(graphs[name], providers=["CPUExecutionProvider"]) for name in (ENCODER_FILE, FLOW_FILE)
+    )
+    grid, cells = detector.config.grid, detector.network.cells
+    largest = 0.0
+    for index, batch in enumerate(batches):
+        count = len(batch) // grid.window
+        first = min(5 * index, grid.windows - count)
+        places = torch.arange(0, count * cells**2, 3) + first * cells**2
+        slices = torch.from_numpy(batch)[:, None]
+        raw = detector.network.raw(slices).permute(0, 2, 3, 1).flatten(0, 2)
+        expected = detector.log_likelihood(raw[places - first * cells**2], places).numpy()
+        (features,) = encoder.run(None, {"slices": slices.numpy()})
+        (given,) = flow.run(
+            None, {"features": features, "places": places.numpy(), "first": np.array([first], np.int64)}
+        )
+        largest = max(largest, float(np.abs(expected - given).max()))
+    return largest
+
+
+def export_bundle(
+    detector: Detector,
+    calibration: Calibration,
+    folder: Path,
+    *,
+    name: str,
+    modality: str,
+    slices: Sequence[NDArray[np.float32]] = (),
+    about: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Bundle:
+    """Export a calibrated detector to a bundle.
+
+    Parameters
+    ----------
+    slices : real slices (N, H, W) to compare on, besides random ones
+    about : further entries of the manifest
+
+    Raises
+    ------
+    ExportError
+        If ONNX Runtime differs from torch by more than `TOLERANCE`; nothing is written.
+    OutputError
+        If the folder can't be written.
+    """
+    config, network = detector.config, detector.network
+    graphs = export_graphs(detector)
+    rng = np.random.default_rng(0)
+    plane, window = config.grid.plane, config.grid.window
+    random = [rng.random((window * count, plane, plane), np.float32) for count in (1, 3)]
+    parity = measure_parity(detector, graphs, [*random, *slices])
+    if not parity <= TOLERANCE:
+        raise ExportError(
+            f"{folder}: not written, because ONNX Runtime differs from torch by {parity:.1e} in log-likelihood "
+            f"per dimension; at most {TOLERANCE:.0e} is allowed"
+        )
+    spec = ModelSpec(
+        name=name,
+        modality=modality,
+        grid=config.grid,
+        normalisation=config.normalisation,
+        cells=network.cells,
+        features=network.channels,
+        occupancy=config.occupancy,
+    )
+    record = {
+        "version": __version__,
+        "tools": {tool: _version(tool) for tool in _TOOLS},
+        "architecture": {**config.to_dict(), "clamp_form": "clamp * tanh(a)"},
+        "training": detector.record,
+        "parity": {"log_likelihood_per_dimension": parity, "tolerance": TOLERANCE},
+        **(about or {}),
+    }
+    return write_bundle(folder, spec, graphs, calibration, record, overwrite=overwrite)
+
+
+def _version(tool: str) -> str:
+    try:
+        return version(tool)
+    except PackageNotFoundError:
+        return "not installed"

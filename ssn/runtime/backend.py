@@ -1,0 +1,101 @@
+"""The one interface of all backends, and the plan of what they compute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssn.core.slices import SliceStack
+
+DEFAULT_BATCH = 24  # slices: docs/performance.md has the measurement
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Consecutive windows that are computed together.
+
+    Attributes
+    ----------
+    slices : (N, 1, H, W) float32, a view
+    places : (L,) int64, canonical places of the map cells with brain in them
+    first : canonical window of the first slice
+    """
+
+    slices: NDArray[np.float32]
+    places: NDArray[np.int64]
+    first: int
+
+
+@dataclass
+class StageTimes:
+    """Wall-clock seconds that each stage took."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, stage: str, seconds: float) -> None:
+        """Add to a stage."""
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+
+class Backend(Protocol):
+    """Something that runs a bundle's two graphs. It holds resources: use it in a `with` statement."""
+
+    name: str
+
+    def describe(self) -> dict[str, Any]:
+        """What runs, for the record: provider, threads, versions."""
+
+    def log_likelihood(self, batch: Batch, times: StageTimes) -> NDArray[np.float32]:
+        """Log-likelihood per dimension (L,) of a batch's places."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def plan_batches(stack: SliceStack, occupancy: float, slices: int) -> Iterator[Batch]:
+    """Split a stack into batches of at most `slices` slices; windows without an occupied cell are left out.
+
+    Places come in ascending order, so that concatenated results are in ascending order as well.
+    """
+    window = stack.placement.grid.window
+    cells = stack.occupancy[0].size
+    occupied = stack.occupancy.reshape(-1, cells) >= occupancy
+    wanted = occupied.any(1)
+    at_once = max(1, slices // window)
+    start = 0
+    while start < len(wanted):
+        if not wanted[start]:
+            start += 1
+            continue
+        stop = start
+        while stop < len(wanted) and stop - start < at_once and wanted[stop]:
+            stop += 1
+        places = np.flatnonzero(occupied[start:stop]) + (stack.first + start) * cells
+        yield Batch(stack.slices[start * window : stop * window, None], places, stack.first + start)
+        start = stop
+
+
+def run_batches(
+    backend: Backend,
+    stack: SliceStack,
+    occupancy: float,
+    slices: int,
+    times: StageTimes,
+    progress: Callable[[float], None] = lambda share: None,
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Places (L,) of a stack and their log-likelihood (L,); `progress` gets the share that is done."""
+    places, values = [], []
+    for batch in plan_batches(stack, occupancy, slices):
+        values.append(backend.log_likelihood(batch, times))
+        places.append(batch.places)
+        window = stack.placement.grid.window
+        progress((batch.first - stack.first) / len(stack.occupancy) + len(batch.slices) / window / len(stack.occupancy))
+    return np.concatenate(places), np.concatenate(values)

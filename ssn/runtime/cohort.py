@@ -1,0 +1,174 @@
+"""Many volumes: finding them, running them with reading overlapped, and the table of their scores."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssn.core.atomic import atomic_path
+from ssn.core.bundle import Bundle
+from ssn.core.errors import OutputError, SsnError, VolumeError
+from ssn.core.volume import Volume, read_volume
+from ssn.runtime.backend import Backend
+from ssn.runtime.pipeline import Result, infer_volume, output_paths, refuse_existing, write_outputs
+
+TABLE_FILE = "scores.csv"
+_SUFFIXES = (".nii.gz", ".nii")
+_OWN_OUTPUTS = ("_anomaly", "_mask")
+_COLUMNS = ("file", "score", "p_value", "abnormal", "above_threshold_ml", "highest_z", "seconds", "error")
+
+
+@dataclass(frozen=True)
+class Job:
+    """An input and the name its outputs begin with."""
+
+    path: Path
+    name: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished volume: its JSON record, or the error that ended it."""
+
+    job: Job
+    record: dict[str, Any] | None
+    error: str | None
+
+
+def _stem(path: Path) -> str:
+    for suffix in _SUFFIXES:
+        if path.name.lower().endswith(suffix):
+            return path.name[: -len(suffix)]
+    return path.name
+
+
+def find_jobs(inputs: Sequence[Path]) -> list[Job]:
+    """List the volumes among files and folders; of folders, the NIfTI files in them that aren't our own outputs.
+
+    Raises
+    ------
+    VolumeError
+        If an input doesn't exist or a folder holds no volume.
+    OutputError
+        If two inputs would have the same outputs.
+    """
+    paths: list[Path] = []
+    for given in inputs:
+        if not given.is_dir():
+            paths.append(given)
+            continue
+        found = sorted(
+            path
+            for path in given.iterdir()
+            if path.name.lower().endswith(_SUFFIXES)
+            and not path.name.startswith(".")
+            and not _stem(path).endswith(_OWN_OUTPUTS)
+        )
+        if not found:
+            raise VolumeError(f"{given}: holds no .nii or .nii.gz file")
+        paths.extend(found)
+    jobs: dict[str, Job] = {}
+    for path in paths:
+        job = Job(path, _stem(path))
+        if job.name in jobs:
+            raise OutputError(
+                f"{path}: its outputs would have the same names as those of {jobs[job.name].path}; "
+                "run them into different output folders"
+            )
+        jobs[job.name] = job
+    return list(jobs.values())
+
+
+def _read_ahead(jobs: Sequence[Job]) -> Iterator[tuple[Job, Volume | SsnError]]:
+    """Yield each volume while the next is being read; two are in memory at most."""
+
+    def read(job: Job) -> Volume | SsnError:
+        try:
+            return read_volume(job.path)
+        except SsnError as error:
+            return error
+
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(read, jobs[0])
+        for index, job in enumerate(jobs):
+            volume = coming.result()
+            if index + 1 < len(jobs):
+                coming = reader.submit(read, jobs[index + 1])
+            yield job, volume
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    folder: Path,
+    bundle: Bundle,
+    backend: Backend,
+    *,
+    threshold: float | None,
+    batch: int,
+    picture: bool,
+    overwrite: bool,
+    started: Callable[[Job], None] = lambda job: None,
+    progress: Callable[[float], None] = lambda share: None,
+    finished: Callable[[Outcome, Result | None], None] = lambda outcome, result: None,
+) -> list[Outcome]:
+    """Run every job; a bad volume is recorded and the others go on.
+
+    Raises
+    ------
+    OutputError
+        Before any computing, if an output exists and is not to be overwritten.
+    """
+    if not overwrite:
+        for job in jobs:
+            refuse_existing(output_paths(folder, job.name, picture=picture))
+        if len(jobs) > 1:
+            refuse_existing([folder / TABLE_FILE])
+    outcomes = []
+    for job, volume in _read_ahead(jobs):
+        started(job)
+        result = None
+        try:
+            if isinstance(volume, SsnError):
+                raise volume
+            result = infer_volume(
+                volume, bundle, backend, threshold=threshold, batch=batch, progress=progress
+            )
+            record = write_outputs(
+                result, bundle, backend, folder, job.name, picture=picture, overwrite=overwrite
+            )
+            outcome = Outcome(job, record, None)
+        except SsnError as error:
+            outcome = Outcome(job, None, str(error))
+        outcomes.append(outcome)
+        finished(outcome, result)
+    if len(jobs) > 1 and any(outcome.record for outcome in outcomes):
+        write_table(folder / TABLE_FILE, outcomes, overwrite=overwrite)
+    return outcomes
+
+
+def write_table(path: Path, outcomes: Sequence[Outcome], *, overwrite: bool) -> None:
+    """Write `scores.csv`, a row a volume, highest score first and failures last."""
+
+    def row(outcome: Outcome) -> dict[str, object]:
+        if outcome.record is None:
+            return {"file": outcome.job.path.name, "error": outcome.error}
+        record = outcome.record
+        return {
+            "file": outcome.job.path.name,
+            "score": record["volume"]["score"],
+            "p_value": record["volume"]["p_value"],
+            "abnormal": int(record["volume"]["abnormal"]),
+            "above_threshold_ml": record["map"]["above_threshold_ml"],
+            "highest_z": record["map"]["highest_z"],
+            "seconds": round(sum(record["times_ms"].values()) / 1000, 2),
+        }
+
+    rows = sorted((row(outcome) for outcome in outcomes), key=lambda r: -float(str(r.get("score", -1e9))))
+    with atomic_path(path, overwrite=overwrite) as temporary, temporary.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, _COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,148 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, MANIFEST_FILE, load_bundle
+from ssn.core.calibration_file import pack_calibration, unpack_calibration
+from ssn.core.errors import BundleError, OutputError
+from ssn.core.onnx_data import has_external_data
+
+
+@pytest.fixture
+def bundle(tiny_bundle, tmp_path):
+    return shutil.copytree(tiny_bundle, tmp_path / "bundle")
+
+
+def edit(folder, change):
+    path = folder / MANIFEST_FILE
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+def test_a_bundle_opens_and_gives_its_graphs(bundle):
+    opened = load_bundle(bundle)
+    assert opened.spec.name == "tiny"
+    assert opened.read(ENCODER_FILE) == (bundle / ENCODER_FILE).read_bytes()
+    assert "Research use only" in opened.manifest["intended_use"]
+
+
+@pytest.mark.parametrize("name", [ENCODER_FILE, FLOW_FILE])
+def test_a_graph_with_one_changed_byte_is_refused(bundle, name):
+    data = bytearray((bundle / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (bundle / name).write_bytes(data)
+    with pytest.raises(BundleError, match=rf"{name}: was modified"):
+        load_bundle(bundle).read(name)
+
+
+def test_a_changed_calibration_is_refused_when_the_bundle_opens(bundle):
+    with (bundle / "calibration.npz").open("ab") as stream:
+        stream.write(b"x")
+    with pytest.raises(BundleError, match="calibration.npz: was modified"):
+        load_bundle(bundle)
+
+
+def test_a_missing_graph_is_refused(bundle):
+    (bundle / FLOW_FILE).unlink()
+    with pytest.raises(BundleError, match="flow.onnx: cannot be read"):
+        load_bundle(bundle).read(FLOW_FILE)
+
+
+def test_a_link_out_of_the_bundle_is_refused(bundle, tmp_path):
+    moved = (bundle / ENCODER_FILE).rename(tmp_path / "elsewhere.onnx")
+    (bundle / ENCODER_FILE).symlink_to(moved)
+    with pytest.raises(BundleError, match="own folder"):
+        load_bundle(bundle).read(ENCODER_FILE)
+
+
+def test_a_name_that_leaves_the_bundle_is_refused(bundle):
+    edit(bundle, lambda m: m["files"].update({"../evil.onnx": m["files"][ENCODER_FILE]}))
+    with pytest.raises(BundleError, match="own folder"):
+        load_bundle(bundle).read("../evil.onnx")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.update(schema=99), "schema 99"),
+        (lambda m: m.pop("schema"), "schema"),
+        (lambda m: m.pop("files"), "files"),
+        (lambda m: m["files"].pop(FLOW_FILE), "flow.onnx"),
+        (lambda m: m["files"][FLOW_FILE].update(bytes="many"), "no size or hash"),
+        (lambda m: m["model"].update(normalisation="magic"), "magic"),
+        (lambda m: m["model"].update(cells=47), "47 cells"),
+        (lambda m: m["model"].update(occupancy=2), "out of range"),
+        (lambda m: m["model"]["grid"].update(plane=100), "plane"),
+        (lambda m: m["model"].update(surprise=1), "surprise"),
+    ],
+)
+def test_a_manifest_that_makes_no_sense_is_refused(bundle, change, message):
+    edit(bundle, change)
+    with pytest.raises(BundleError, match=message):
+        load_bundle(bundle)
+
+
+def test_a_folder_without_manifest_and_a_manifest_that_is_no_json_are_refused(bundle, tmp_path):
+    with pytest.raises(BundleError, match="not a model bundle"):
+        load_bundle(tmp_path / "nothing")
+    (bundle / MANIFEST_FILE).write_text("{")
+    with pytest.raises(BundleError, match="damaged"):
+        load_bundle(bundle)
+
+
+def test_a_calibration_survives_its_file(tiny_calibration):
+    back = unpack_calibration(pack_calibration(tiny_calibration))
+    np.testing.assert_allclose(back.mean, tiny_calibration.mean, atol=1e-3)
+    np.testing.assert_array_equal(back.healthy_scores, tiny_calibration.healthy_scores)
+    assert (back.gain, back.threshold) == (tiny_calibration.gain, tiny_calibration.threshold)
+
+
+def test_bytes_that_are_no_calibration_are_refused():
+    with pytest.raises(ValueError, match="not a calibration"):
+        unpack_calibration(b"PK not really")
+
+
+def test_weights_in_another_file_are_found_wherever_they_hide(tmp_path, tiny_bundle):
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(tiny_bundle / FLOW_FILE)
+    assert not has_external_data(model.SerializeToString())
+    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    assert has_external_data((tmp_path / "m.onnx").read_bytes())
+    tensor = onnx.helper.make_tensor("t", onnx.TensorProto.FLOAT, [1], [0.0])
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    node = onnx.helper.make_node("Constant", [], ["y"], value=tensor)
+    hidden = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], []))
+    assert has_external_data(hidden.SerializeToString())
+    outer = onnx.helper.make_node("If", ["c"], ["y"], then_branch=hidden.graph, else_branch=hidden.graph)
+    nested = onnx.helper.make_model(onnx.helper.make_graph([outer], "g", [], []))
+    assert has_external_data(nested.SerializeToString())
+
+
+def test_a_truncated_model_is_told_from_a_model(tiny_bundle):
+    data = (tiny_bundle / FLOW_FILE).read_bytes()
+    with pytest.raises(ValueError, match=r"longer|middle"):
+        has_external_data(data[: len(data) // 2])
+
+
+def test_export_replaces_a_bundle_only_when_told_and_nothing_but_a_bundle(
+    tiny_detector, tiny_calibration, bundle, tmp_path
+):
+    from ssn.export.onnx import export_bundle
+
+    options = {"name": "again", "modality": "t1"}
+    with pytest.raises(OutputError, match="--force"):
+        export_bundle(tiny_detector, tiny_calibration, bundle, **options)
+    assert load_bundle(bundle).spec.name == "tiny"
+    (bundle / "MODEL_CARD.md").write_text("about")
+    export_bundle(tiny_detector, tiny_calibration, bundle, **options, overwrite=True)
+    assert load_bundle(bundle).spec.name == "again"
+    assert (bundle / "MODEL_CARD.md").read_text() == "about"
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.tex").write_text("years of work")
+    with pytest.raises(OutputError, match="not a model bundle"):
+        export_bundle(tiny_detector, tiny_calibration, precious, **options, overwrite=True)
+    assert (precious / "thesis.tex").exists()

@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from ssn.core.geometry import (
+    AxisMap,
+    GridConfig,
+    Placement,
+    apply_separable,
+    gaussian_matrix,
+    inward_matrix,
+    outward_matrix,
+    upsampling_matrix,
+)
+from ssn.core.scoring import parity_map
+
+
+@pytest.mark.parametrize("sigma", [0.7, 2.0, 4.0, 9.0])
+def test_the_gaussian_matrix_is_scipys_gaussian_filter(sigma):
+    values = np.random.default_rng(0).normal(size=50)
+    expected = ndimage.gaussian_filter1d(values, sigma)
+    np.testing.assert_allclose(gaussian_matrix(50, sigma) @ values, expected, atol=1e-12)
+
+
+def test_the_upsampling_matrix_is_torchs_half_pixel_interpolation():
+    torch = pytest.importorskip("torch")
+    values = torch.randn(1, 1, 24, dtype=torch.float64)
+    expected = torch.nn.functional.interpolate(values, size=192, mode="linear", align_corners=False)[0, 0]
+    np.testing.assert_allclose(upsampling_matrix(192, 24) @ values[0, 0].numpy(), expected.numpy(), atol=1e-12)
+
+
+def test_one_matrix_an_axis_equals_trilinear_upsampling_then_scipys_gaussian():
+    torch = pytest.importorskip("torch")
+    cells = np.random.default_rng(1).normal(size=(32, 24, 24)).astype(np.float32)
+    upsampled = torch.nn.functional.interpolate(
+        torch.from_numpy(cells)[None, None], size=(96, 192, 192), mode="trilinear", align_corners=False
+    )[0, 0].numpy()
+    expected = ndimage.gaussian_filter(upsampled, 4.0)
+    axes = tuple(AxisMap(n, 1.0, 0.0) for n in (192, 192, 96))
+    grid = GridConfig(plane=192, depth=96)
+    result = Placement(grid, axes).to_native(cells, 0, 4.0).transpose(2, 1, 0)
+    np.testing.assert_allclose(result, expected, atol=1e-4)
+
+
+def test_smoothing_uncrop_and_resampling_in_one_matrix_equal_the_steps_one_by_one():
+    # A native axis of 100 voxels of 1.7 mm that begins 13.2 mm before the canonical one.
+    axis = AxisMap(100, 1.7, -13.2)
+    cells = np.random.default_rng(2).normal(size=48)
+    smooth = ndimage.gaussian_filter1d(upsampling_matrix(192, 48) @ cells, 3.0)
+    places = (1.7 * np.arange(100) - 13.2).clip(0, 191)
+    expected = np.interp(places, np.arange(192), smooth)
+    np.testing.assert_allclose(outward_matrix(axis, 0, 192, 48, 3.0) @ cells, expected, atol=1e-4)
+
+
+def test_resampling_in_at_equal_voxel_size_is_a_crop():
+    matrix = inward_matrix(AxisMap(20, 1.0, -4.0), 0, 10)
+    np.testing.assert_array_equal(matrix, np.eye(20)[4:14])
+
+
+def test_resampling_in_interpolates_linearly_and_is_zero_outside():
+    values = np.arange(10.0)
+    result = inward_matrix(AxisMap(10, 2.0, 5.0), 0, 40) @ values
+    places = (np.arange(40) - 5.0) / 2
+    expected = np.interp(places, np.arange(10), values)
+    expected[(places < -0.5) | (places > 9.5)] = 0
+    np.testing.assert_allclose(result, expected, atol=1e-5)
+
+
+def test_small_native_voxels_are_averaged_not_skipped():
+    matrix = inward_matrix(AxisMap(400, 0.5, 0.0), 10, 180)
+    assert (matrix.sum(0)[30:350] > 0.4).all(), "every native voxel inside the crop has its share"
+    np.testing.assert_allclose(matrix.sum(1), 1, atol=1e-5)
+
+
+def test_separable_application_is_an_einsum():
+    rng = np.random.default_rng(3)
+    volume = rng.normal(size=(5, 6, 7)).astype(np.float32)
+    matrices = tuple(rng.normal(size=(m, n)).astype(np.float32) for m, n in ((9, 5), (3, 6), (8, 7)))
+    expected = np.einsum("abc,xa,yb,zc->xyz", volume, *matrices)
+    np.testing.assert_allclose(apply_separable(volume, matrices), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_published_map_is_kept_for_comparison():
+    values = np.random.default_rng(4).normal(-1.5, 0.2, (32, 24, 24)).astype(np.float32)
+    result = parity_map(values, (96, 192, 192), 4.0)
+    assert result.shape == (96, 192, 192)
+    assert result.min() == 0
+    assert result.max() == 1
+
+
+@pytest.mark.parametrize("bad", [{"plane": 190}, {"depth": 100, "window": 3}, {"plane": 0}])
+def test_an_impossible_grid_is_refused(bad):
+    with pytest.raises(ValueError, match="grid"):
+        GridConfig(**bad)

@@ -1,0 +1,48 @@
+import numpy as np
+import onnx
+import pytest
+
+from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, load_bundle
+from ssn.core.errors import ExportError
+from ssn.export import onnx as exporting
+
+
+def test_onnx_runtime_says_what_torch_says(tiny_detector, tiny_bundle):
+    bundle = load_bundle(tiny_bundle)
+    graphs = {name: bundle.read(name) for name in (ENCODER_FILE, FLOW_FILE)}
+    batches = [np.random.default_rng(i).random((n, 192, 192), np.float32) for i, n in enumerate((3, 6, 12))]
+    assert exporting.measure_parity(tiny_detector, graphs, batches) < 1e-4
+
+
+def test_a_graph_that_differs_is_not_written(tiny_detector, tiny_calibration, tmp_path, monkeypatch):
+    honest = exporting.export_graphs
+
+    def distorted(detector):
+        graphs = honest(detector)
+        model = onnx.load_from_string(graphs[FLOW_FILE])
+        for tensor in model.graph.initializer:
+            values = onnx.numpy_helper.to_array(tensor)
+            if values.dtype == np.float32 and values.ndim == 2:
+                tensor.CopyFrom(onnx.numpy_helper.from_array(values * np.float32(1.05), tensor.name))
+        return {**graphs, FLOW_FILE: model.SerializeToString()}
+
+    monkeypatch.setattr(exporting, "export_graphs", distorted)
+    with pytest.raises(ExportError, match="not written"):
+        exporting.export_bundle(tiny_detector, tiny_calibration, tmp_path / "b", name="b", modality="t1")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_graphs_use_plain_operators_and_hold_no_paths(tiny_bundle):
+    for name in (ENCODER_FILE, FLOW_FILE):
+        data = (tiny_bundle / name).read_bytes()
+        model = onnx.load_from_string(data)
+        assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
+        assert not model.functions
+        assert not {node.op_type for node in model.graph.node} & {"Loop", "If", "Scan", "SequenceAt", "GatherND"}
+        assert b".py" not in data
+
+
+def test_the_flow_file_does_not_hold_its_condition_tables(tiny_detector, tiny_bundle):
+    flow_parameters = sum(p.numel() for p in tiny_detector.flow.parameters())
+    codes = sum(b.numel() for b in tiny_detector.codes.buffers())
+    assert (tiny_bundle / FLOW_FILE).stat().st_size < 4 * (flow_parameters + codes) + 100_000
