@@ -1,0 +1,1 @@
+"""The packaged model and demo volumes; LICENSES.md says where they come from."""

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ssn.cli.console import progress_bar, user_errors
 
+if TYPE_CHECKING:
+    from ssn.train.synthetic import SubjectRecord
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")]
 Cohort = Annotated[Path, typer.Argument(help="cohort.csv, or the folder it lies in.")]
-Cache = Annotated[
-    Optional[Path], typer.Option(help="Folder for cached features; beside the checkpoint if not given.")
-]
+Cache = Annotated[Path | None, typer.Option(help="Folder for cached features; beside the checkpoint if not given.")]
 
 
-def _records(cohort: Path, split: str):  # type: ignore[no-untyped-def]
+def _records(cohort: Path, split: str) -> tuple[Path, list[SubjectRecord]]:
     from ssn.core.errors import DataError
     from ssn.train.synthetic import COHORT_FILE, read_cohort
 
@@ -69,12 +70,12 @@ def fit(
     ] = "compact",
     encoder_weights: Annotated[str, typer.Option(help="imagenet, none, or a safetensors file.")] = "imagenet",
     loss: Annotated[Literal["spp", "triplet", "none"], typer.Option(help="Contrastive term.")] = "spp",
-    epochs: Annotated[Optional[int], typer.Option(help="Passes over the cohort.", min=1)] = None,
-    batch: Annotated[Optional[int], typer.Option(help="Locations a step.", min=2)] = None,
-    learning_rate: Annotated[Optional[float], typer.Option(help="Adam's.", min=0)] = None,
-    noise: Annotated[Optional[float], typer.Option(help="Noise of synthetic anomalies.", min=0)] = None,
-    share: Annotated[Optional[float], typer.Option(help="Share of locations an epoch.", min=0, max=1)] = None,
-    mix: Annotated[Optional[int], typer.Option(help="Volumes shuffled together.", min=1)] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the cohort.", min=1)] = None,
+    batch: Annotated[int | None, typer.Option(help="Locations a step.", min=2)] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Adam's.", min=0)] = None,
+    noise: Annotated[float | None, typer.Option(help="Noise of synthetic anomalies.", min=0)] = None,
+    share: Annotated[float | None, typer.Option(help="Share of locations an epoch.", min=0, max=1)] = None,
+    mix: Annotated[int | None, typer.Option(help="Volumes shuffled together.", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, order and noise.", min=0)] = 0,
     resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in the output folder.")] = False,
     cache: Cache = None,
@@ -83,16 +84,14 @@ def fit(
     with user_errors():
         from dataclasses import replace
 
-        from ssn.train.checkpoint import RECORD_FILE
         from ssn.core.errors import OutputError
+        from ssn.train.checkpoint import RECORD_FILE
         from ssn.train.fit import COMPACT_OPTIONS, FitOptions, Progress
         from ssn.train.fit import fit as run
         from ssn.train.network import ModelConfig
 
         if (output / RECORD_FILE).exists() and not resume:
-            raise OutputError(
-                f"{output}: holds a checkpoint; use --resume to go on with it, or another folder"
-            )
+            raise OutputError(f"{output}: holds a checkpoint; use --resume to go on with it, or another folder")
         root, records = _records(cohort, "train")
         config, options = (
             (ModelConfig.compact(), COMPACT_OPTIONS) if preset == "compact" else (ModelConfig(), FitOptions())
@@ -166,11 +165,9 @@ def calibrate(
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="Folder written by fit and calibrate.")],
     cohort: Cohort,
-    output: Annotated[Path, typer.Option("--output", "-o", help="JSON file to write.")] = Path(
-        "accuracy.json"
-    ),
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSON file to write.")] = Path("accuracy.json"),
     validation: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option(help="Cohort whose validation split chooses the Dice threshold, if another."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the JSON file.")] = False,

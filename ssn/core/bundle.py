@@ -1,9 +1,9 @@
 """The model bundle: a folder whose every file is checked against its hash before it is used.
 
-    bundle.json       what the model is, and the size and SHA-256 of the other files
-    encoder.onnx      slices [N,1,H,W] -> features [N/window,C,G,G]
-    flow.onnx         features, places [L], first [1] -> log_likelihood [L]
-    calibration.npz   what healthy volumes look like to it
+bundle.json       what the model is, and the size and SHA-256 of the other files
+encoder.onnx      slices [N,1,H,W] -> features [N/window,C,G,G]
+flow.onnx         features, places [L], first [1] -> log_likelihood [L]
+calibration.npz   what healthy volumes look like to it
 """
 
 from __future__ import annotations

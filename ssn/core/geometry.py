@@ -55,19 +55,19 @@ def inward_matrix(axis: AxisMap, start: int, stop: int) -> Matrix:
     return weights.astype(np.float32)
 
 
-def _linear_rows(places: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+def _linear_rows(places: NDArray[np.floating], size: int) -> NDArray[np.float64]:
     """Rows that interpolate linearly at `places` in an axis of `size` samples, held constant beyond its ends."""
     distance = np.abs(places.clip(0, size - 1)[:, None] - np.arange(size)[None, :])
     return (1 - distance).clip(0, None)
 
 
 def upsampling_matrix(size: int, cells: int) -> NDArray[np.float64]:
-    """(size, cells) half-pixel linear interpolation of `cells` values to `size` samples (as torch's, align_corners off)."""
+    """(size, cells) half-pixel linear interpolation from `cells` to `size` samples (torch's, align_corners off)."""
     return _linear_rows((np.arange(size) + 0.5) * cells / size - 0.5, cells)
 
 
 def gaussian_matrix(size: int, sigma: float) -> NDArray[np.float64]:
-    """(size, size) Gaussian filter of `sigma` samples with symmetric borders; `scipy.ndimage.gaussian_filter1d`'s default."""
+    """(size, size) Gaussian of `sigma` samples with symmetric borders, `scipy.ndimage.gaussian_filter1d`'s default."""
     if sigma <= 0:
         return np.eye(size)
     radius = int(4 * sigma + 0.5)
@@ -102,9 +102,7 @@ def outward_matrix(axis: AxisMap, start: int, stop: int, cells: int, sigma: floa
     return matrix.astype(np.float32)
 
 
-def apply_separable(
-    volume: NDArray[np.float32], matrices: tuple[Matrix, Matrix, Matrix]
-) -> NDArray[np.float32]:
+def apply_separable(volume: NDArray[np.float32], matrices: tuple[Matrix, Matrix, Matrix]) -> NDArray[np.float32]:
     """Apply one matrix an axis: (A, B, C) with matrices (a, A), (b, B), (c, C) gives (a, b, c).
 
     The axis that shrinks most goes first, so that the others have less to do.
@@ -164,9 +162,7 @@ class Placement:
     grid: GridConfig
     axes: tuple[AxisMap, AxisMap, AxisMap]
 
-    def to_canonical(
-        self, volume: NDArray[np.float32], first: int = 0, stop: int | None = None
-    ) -> NDArray[np.float32]:
+    def to_canonical(self, volume: NDArray[np.float32], first: int = 0, stop: int | None = None) -> NDArray[np.float32]:
         """Resample (X, Y, Z) to the slices of windows `first` to `stop` - 1.
 
         Returns

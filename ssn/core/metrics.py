@@ -78,9 +78,7 @@ def dice(prediction: Array, mask: Array) -> float:
     return 2 * np.count_nonzero(predicted & lesion) / size
 
 
-def best_dice_threshold(
-    scores: Sequence[Array], masks: Sequence[Array], candidates: ArrayLike | None = None
-) -> float:
+def best_dice_threshold(scores: Sequence[Array], masks: Sequence[Array], candidates: ArrayLike | None = None) -> float:
     """Threshold t at which the mean Dice of `score >= t` over VALIDATION volumes is highest.
 
     For validation volumes only: a threshold that is then reported on the same volumes is fitted to their
@@ -223,9 +221,7 @@ def _slices_with_brain(scores: Array, labels: Array) -> NDArray[np.bool_]:
     with_brain: NDArray[np.bool_] = np.asarray(scores) != -np.inf
     _check_shapes(scores=with_brain, labels=np.asarray(labels))
     if np.any(np.asarray(labels).astype(bool) & ~with_brain):
-        raise ValueError(
-            "a slice labelled as lesion has no voxel within the brain: label the mask within the brain"
-        )
+        raise ValueError("a slice labelled as lesion has no voxel within the brain: label the mask within the brain")
     return with_brain
 
 
@@ -249,9 +245,7 @@ def _lesion_voxels(index: int, score: Array, mask: Array) -> _Voxels:
     voxels = _Voxels(score.ravel(), lesion.ravel())
     _check_finite(voxels.scores)
     if not voxels.labels.any():
-        raise ValueError(
-            f"volume {index} has no lesion voxel, so its Dice says nothing of a threshold: leave it out"
-        )
+        raise ValueError(f"volume {index} has no lesion voxel, so its Dice says nothing of a threshold: leave it out")
     return voxels
 
 

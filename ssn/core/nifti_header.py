@@ -204,16 +204,12 @@ def _checked_affine(path: Path, header: nib.Nifti1Header) -> NDArray[np.float64]
     return affine
 
 
-def _checked_zooms(
-    path: Path, header: nib.Nifti1Header, affine: NDArray[np.float64]
-) -> tuple[float, float, float]:
+def _checked_zooms(path: Path, header: nib.Nifti1Header, affine: NDArray[np.float64]) -> tuple[float, float, float]:
     mm_per_unit = _MM_PER_UNIT.get(int(header["xyzt_units"]) & 0x07, 1.0)
     x, y, z = (float(edge) * mm_per_unit for edge in np.linalg.norm(affine[:3, :3], axis=0))
     if not MIN_ZOOM_MM <= min(x, y, z) <= max(x, y, z) <= MAX_ZOOM_MM:
         unit = "" if mm_per_unit == 1 else f" (its header counts in units of {mm_per_unit:g} mm)"
-        what = (
-            f"has voxels of {x:.4g} x {y:.4g} x {z:.4g} mm{unit}, outside {MIN_ZOOM_MM:g} to {MAX_ZOOM_MM:g}"
-        )
+        what = f"has voxels of {x:.4g} x {y:.4g} x {z:.4g} mm{unit}, outside {MIN_ZOOM_MM:g} to {MAX_ZOOM_MM:g}"
         raise refusal(path, what, "correct the header, or resample the volume")
     return x, y, z
 
@@ -222,9 +218,7 @@ def _checked_scaling(path: Path, header: nib.Nifti1Header) -> dict[str, float]:
     try:
         slope, inter = header.get_slope_inter()
     except HeaderDataError as error:
-        raise refusal(
-            path, "its scl_inter is NaN or infinite", "correct the header, or convert again"
-        ) from error
+        raise refusal(path, "its scl_inter is NaN or infinite", "correct the header, or convert again") from error
     # nifti1.h: a slope of zero means that the voxels are not scaled.
     return {"slope": 1.0, "inter": 0.0} if slope is None else {"slope": slope, "inter": inter}
 

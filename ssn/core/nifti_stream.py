@@ -77,9 +77,7 @@ class NiftiStream:
             raise _unreadable(path, error) from error
         self._hashing = _HashingFile(self._raw)
         self._stream: io.BufferedIOBase = (
-            igzip.GzipFile(fileobj=self._hashing, mode="rb")
-            if self.compressed
-            else io.BufferedReader(self._hashing)
+            igzip.GzipFile(fileobj=self._hashing, mode="rb") if self.compressed else io.BufferedReader(self._hashing)
         )
 
     def __enter__(self) -> Self:
@@ -141,9 +139,7 @@ class NiftiStream:
                 filled += count
         except _DAMAGED as error:
             reason = str(error).rstrip(".")
-            raise refusal(
-                self.path, f"damaged gzip file ({reason})", "copy or download the file again"
-            ) from error
+            raise refusal(self.path, f"damaged gzip file ({reason})", "copy or download the file again") from error
         except OSError as error:
             raise _unreadable(self.path, error) from error
         return filled
@@ -164,9 +160,7 @@ def _open_regular_file(path: Path) -> BinaryIO:
             return path.open("rb", buffering=0)  # type: ignore[return-value]
     except FileNotFoundError as error:
         if path.is_symlink():
-            raise refusal(
-                path, "is a link to a file that is not there", "fetch the file it points to"
-            ) from error
+            raise refusal(path, "is a link to a file that is not there", "fetch the file it points to") from error
         raise refusal(path, "does not exist", "check the path") from error
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from error

@@ -19,9 +19,7 @@ STANDARD_LENGTH = 182.0
 STANDARD_TOP = 174.0
 _SCALE_LIMITS = (0.8, 1.25)
 _BRAIN_ML = (250.0, 2500.0)
-_LEAST_AREA = (
-    50.0  # mm^2 of brain in a plane for the plane to count as brain: stray voxels don't move the box
-)
+_LEAST_AREA = 50.0  # mm^2 of brain in a plane for the plane to count as brain: stray voxels don't move the box
 _PAPER_SLICES = (24, 120, 182)  # first, stop, of how many (METHOD.md, parity mode)
 
 
@@ -118,7 +116,7 @@ def _paper_placement(volume: Volume, grid: GridConfig) -> Placement:
         size = volume.data.shape[axis]
         axes.append(AxisMap(size, 1.0, (grid.plane - size) // 2))
     size = volume.data.shape[2]
-    first, stop, registered = _PAPER_SLICES
+    first, _, registered = _PAPER_SLICES
     if size == registered:
         depth = AxisMap(size, 1.0, -first)
     elif size >= grid.depth:

@@ -71,8 +71,7 @@ def smooth_map(
     index = places - stack.first * rows * columns
     cells[0, index], cells[1, index] = values, 1
     value, weight = (
-        stack.placement.to_native(plane.reshape(windows, rows, columns), stack.first, sigma)
-        for plane in cells
+        stack.placement.to_native(plane.reshape(windows, rows, columns), stack.first, sigma) for plane in cells
     )
     result = np.zeros_like(value)
     # A voxel out of reach of every occupied cell has no evidence either way: 0.
@@ -91,9 +90,7 @@ def anomaly_map(
     return smooth_map(scores, places, stack, calibration.sigma) * np.float32(calibration.gain)
 
 
-def volume_score(
-    score_map: NDArray[np.float32], brain: NDArray[np.bool_], zooms: tuple[float, float, float]
-) -> float:
+def volume_score(score_map: NDArray[np.float32], brain: NDArray[np.bool_], zooms: tuple[float, float, float]) -> float:
     """Mean of the map's highest `SCORE_ML` millilitres inside the brain: one number, whatever the voxel size."""
     values = score_map[brain]
     count = min(max(round(SCORE_ML * 1000 / float(np.prod(zooms))), 1), values.size)
@@ -109,9 +106,7 @@ def p_value(score: float, healthy_scores: NDArray[np.float32]) -> float:
     return float((1 + (healthy_scores >= score).sum()) / (1 + healthy_scores.size))
 
 
-def parity_map(
-    log_likelihood: NDArray[np.float32], size: tuple[int, int, int], sigma: float
-) -> NDArray[np.float32]:
+def parity_map(log_likelihood: NDArray[np.float32], size: tuple[int, int, int], sigma: float) -> NDArray[np.float32]:
     """Map of the published method, for comparison only: every cell, a Gaussian, max(exp) - exp, then 0 to 1.
 
     Parameters

@@ -36,9 +36,7 @@ class SliceStack:
     brain: NDArray[np.bool_]
 
 
-def cut_slices(
-    volume: Volume, grid: GridConfig, cells: int, normalisation: Normalisation = "robust"
-) -> SliceStack:
+def cut_slices(volume: Volume, grid: GridConfig, cells: int, normalisation: Normalisation = "robust") -> SliceStack:
     """Find the brain, place it, normalise and resample it.
 
     Parameters

@@ -126,9 +126,7 @@ def write_map(path: Path, canonical: NDArray[Any], like: Volume, *, overwrite: b
     """
     path = Path(path)
     if canonical.shape != like.data.shape or canonical.dtype not in (np.float32, np.uint8):
-        raise ValueError(
-            f"map must be float32 or uint8 {like.data.shape}, not {canonical.dtype} {canonical.shape}"
-        )
+        raise ValueError(f"map must be float32 or uint8 {like.data.shape}, not {canonical.dtype} {canonical.shape}")
     name = path.name.lower()
     if not name.endswith((".nii", ".nii.gz")):
         raise OutputError(f"{printable(path)}: cannot tell the format; end the name in .nii.gz or .nii")

@@ -50,6 +50,10 @@ class FoldedFlow(nn.Module):
         """
         return [block.condition_table(code) for block in self.blocks]  # type: ignore[operator]
 
+    def condition_maps(self) -> list[tuple[Tensor, Tensor]]:
+        """Return each block's linear map from code to condition bias: weight `[n, P]` and bias `[n]`."""
+        return [(block.condition_weight, block.condition_bias) for block in self.blocks]  # type: ignore[misc]
+
     def forward(self, features: Tensor, conditions: Sequence[Tensor]) -> Tensor:
         """Return the log-likelihood per dimension, float32.
 

@@ -30,8 +30,7 @@ class FlowGraph(nn.Module):
         """In-plane (G*G, n) and depth (windows, n) part of each block's condition; the bias is in the first."""
         channels = self.plane.shape[1]
         tables = []
-        for block in self.flow.blocks:
-            weight, bias = block.condition_weight, block.condition_bias
+        for weight, bias in self.flow.condition_maps():
             depth = self.depth @ weight[:, channels:].T if self.depth.shape[1] else None
             tables.append((self.plane @ weight[:, :channels].T + bias, depth))
         return tables

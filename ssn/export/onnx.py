@@ -57,6 +57,7 @@ def to_onnx(
             dynamic_shapes={name: dict(dynamic.get(name, {})) for name in names},
             verbose=False,
         )
+    assert program is not None  # it is None only without dynamo
     model = program.model_proto
     _strip(model)
     onnx.checker.check_model(model)
@@ -109,9 +110,7 @@ def export_graphs(detector: Detector) -> dict[str, bytes]:
 
 
 @torch.inference_mode()
-def measure_parity(
-    detector: Detector, graphs: Mapping[str, bytes], batches: Sequence[NDArray[np.float32]]
-) -> float:
+def measure_parity(detector: Detector, graphs: Mapping[str, bytes], batches: Sequence[NDArray[np.float32]]) -> float:
     """Largest difference of log-likelihood per dimension between torch and ONNX Runtime.
 
     Parameters

@@ -48,7 +48,7 @@ class Backend(Protocol):
     name: str
 
     def describe(self) -> dict[str, Any]:
-        """What runs, for the record: provider, threads, versions."""
+        """Say what runs, for the record: provider, threads, versions."""
 
     def log_likelihood(self, batch: Batch, times: StageTimes) -> NDArray[np.float32]:
         """Log-likelihood per dimension (L,) of a batch's places."""
@@ -67,8 +67,8 @@ def plan_batches(stack: SliceStack, occupancy: float, slices: int) -> Iterator[B
     """
     window = stack.placement.grid.window
     cells = stack.occupancy[0].size
-    occupied = stack.occupancy.reshape(-1, cells) >= occupancy
-    wanted = occupied.any(1)
+    occupied: NDArray[np.bool_] = stack.occupancy.reshape(-1, cells) >= occupancy
+    wanted: NDArray[np.bool_] = np.asarray(occupied.any(1))
     at_once = max(1, slices // window)
     start = 0
     while start < len(wanted):

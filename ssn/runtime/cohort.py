@@ -134,12 +134,8 @@ def run_jobs(
         try:
             if isinstance(volume, SsnError):
                 raise volume
-            result = infer_volume(
-                volume, bundle, backend, threshold=threshold, batch=batch, progress=progress
-            )
-            record = write_outputs(
-                result, bundle, backend, folder, job.name, picture=picture, overwrite=overwrite
-            )
+            result = infer_volume(volume, bundle, backend, threshold=threshold, batch=batch, progress=progress)
+            record = write_outputs(result, bundle, backend, folder, job.name, picture=picture, overwrite=overwrite)
             outcome = Outcome(job, record, None)
         except SsnError as error:
             outcome = Outcome(job, None, str(error))

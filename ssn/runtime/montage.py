@@ -66,9 +66,7 @@ class _Painter:
             inside = np.flatnonzero(brain.any(tuple(a for a in range(3) if a != axis)))
             start = max(int(inside[0]) - _BRAIN_MARGIN, 0)
             self.box.append(slice(start, min(int(inside[-1]) + 1 + _BRAIN_MARGIN, brain.shape[axis])))
-        extents = [
-            (part.stop - part.start) * zoom for part, zoom in zip(self.box, result.volume.zooms, strict=True)
-        ]
+        extents = [(part.stop - part.start) * zoom for part, zoom in zip(self.box, result.volume.zooms, strict=True)]
         self.scale = _TILE / max(extents)
         self.sizes = [max(1, round(extent * self.scale)) for extent in extents]
 
@@ -100,7 +98,9 @@ class _Painter:
         return Image.fromarray(picture.clip(0, 255).astype(np.uint8))
 
 
-def _colour_bar(draw: ImageDraw.ImageDraw, painter: _Painter, font: ImageFont.FreeTypeFont, x: int, y: int, height: int) -> None:
+def _colour_bar(
+    draw: ImageDraw.ImageDraw, painter: _Painter, font: ImageFont.FreeTypeFont, x: int, y: int, height: int
+) -> None:
     threshold, top = painter.result.threshold, painter.top
     begin = 0.75 * threshold
     for row in range(height):

@@ -57,7 +57,7 @@ class OnnxRuntimeBackend:
             raise BundleError(f"{bundle.folder / name}: ONNX Runtime refuses it ({reason})") from error
 
     def describe(self) -> dict[str, Any]:
-        """What runs, for the record."""
+        """Say what runs, for the record."""
         return {
             "backend": self.name,
             "version": ort.__version__,

@@ -15,9 +15,7 @@ from torch import Tensor
 SlicePool = Literal["mean", "max", "none"]
 
 
-def aggregate(
-    maps: Sequence[Tensor], *, width: int | None, window: int = 3, pool: SlicePool = "mean"
-) -> Tensor:
+def aggregate(maps: Sequence[Tensor], *, width: int | None, window: int = 3, pool: SlicePool = "mean") -> Tensor:
     """Aggregate the maps of consecutive slices into features.
 
     Parameters

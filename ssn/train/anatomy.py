@@ -48,9 +48,7 @@ class Tissue:
     brain: Tensor
 
 
-def smooth_field(
-    shape: tuple[int, ...], spacing: float, generator: torch.Generator, channels: int = 1
-) -> Tensor:
+def smooth_field(shape: tuple[int, ...], spacing: float, generator: torch.Generator, channels: int = 1) -> Tensor:
     """Draw a smooth random field of about unit variance.
 
     Parameters
@@ -101,9 +99,7 @@ def draw_coordinates(shape: tuple[int, int, int], rng: np.random.Generator, seed
     for spacing, amplitude in DEFORMATION_SCALES:
         # Coordinates of the half-resolution grid: millimetres and amplitudes halve.
         velocity += smooth_field(half, spacing / 2, generator, 3) * (amplitude * strength / 2)
-    displacement = F.interpolate(
-        _integrate(velocity)[None] * 2, size=shape, mode="trilinear", align_corners=True
-    )[0]
+    displacement = F.interpolate(_integrate(velocity)[None] * 2, size=shape, mode="trilinear", align_corners=True)[0]
 
     angles = np.deg2rad(rng.normal(0, 3.0, 3).clip(-8, 8))
     cos, sin = np.cos(angles), np.sin(angles)
@@ -128,9 +124,7 @@ def draw_tissue(
     """
     generator = torch.Generator().manual_seed(seed)
     fluid = (template.brain - template.grey - template.white).clip(0)
-    signal = sum(
-        m * p for (m, _), p in zip(TISSUE_SIGNAL["t1"], (fluid, template.grey, template.white), strict=True)
-    )
+    signal = sum(m * p for (m, _), p in zip(TISSUE_SIGNAL["t1"], (fluid, template.grey, template.white), strict=True))
     residual = (template.t1 - signal * np.median(template.t1[template.white > 0.9]) / 0.84) * template.brain
     channels = np.stack([fluid, template.grey, template.white, residual, template.brain])
     sampled = sample(torch.from_numpy(channels.astype(np.float32)), coordinates)

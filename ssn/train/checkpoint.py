@@ -91,11 +91,7 @@ def load_checkpoint(folder: Path) -> Detector:
 def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     """State of an Adam optimiser as named tensors."""
     state = optimiser.state_dict()["state"]
-    return {
-        f"{index}.{name}": torch.as_tensor(value)
-        for index, slot in state.items()
-        for name, value in slot.items()
-    }
+    return {f"{index}.{name}": torch.as_tensor(value) for index, slot in state.items() for name, value in slot.items()}
 
 
 def restore_optimiser(optimiser: torch.optim.Optimizer, folder: Path) -> None:

@@ -117,9 +117,7 @@ def build_encoder(config: EncoderConfig, weights: Literal["imagenet", "none"] | 
     """
     timm = import_timm()
     if not timm.is_model(config.name):
-        raise SsnError(
-            f"timm has no encoder named '{config.name}'; `timm.list_models()` prints those it has."
-        )
+        raise SsnError(f"timm has no encoder named '{config.name}'; `timm.list_models()` prints those it has.")
     from_wheel = weights == "imagenet" and config.name == COMPACT.name
     trunk = _create_trunk(timm, config, pretrained=weights == "imagenet" and not from_wheel)
     if from_wheel:

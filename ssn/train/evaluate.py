@@ -15,6 +15,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
+from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 
 from ssn.core import metrics
@@ -57,9 +58,7 @@ class VolumeAccuracy:
 
 
 @torch.inference_mode()
-def detector_log_likelihood(
-    detector: Detector, volume: Volume
-) -> tuple[Any, NDArray[np.int64], NDArray[np.float32]]:
+def detector_log_likelihood(detector: Detector, volume: Volume) -> tuple[Any, NDArray[np.int64], NDArray[np.float32]]:
     """Stack, places (L,) and log-likelihood per dimension (L,) of one volume."""
     config = detector.config
     stack = cut_slices(volume, config.grid, detector.network.cells, config.normalisation)
@@ -94,7 +93,7 @@ def read_mask(path: Path, shape: tuple[int, ...]) -> NDArray[np.bool_]:
     try:
         image = nib.as_closest_canonical(nib.load(path))
         mask = np.squeeze(np.asanyarray(image.dataobj)) > 0
-    except (OSError, nib.filebasedimages.ImageFileError) as error:
+    except (OSError, ImageFileError) as error:
         raise DataError(f"{path}: the mask cannot be read ({error})") from error
     if mask.shape != shape:
         raise DataError(f"{path}: the mask has shape {mask.shape}, its image {shape}")
@@ -103,16 +102,14 @@ def read_mask(path: Path, shape: tuple[int, ...]) -> NDArray[np.bool_]:
 
 def _slice_metrics(scored: ScoredVolume, mask: NDArray[np.bool_]) -> tuple[float | None, float | None]:
     scores = metrics.slice_scores(scored.score_map, scored.brain, axis=2)
-    labels = (mask & scored.brain).any((0, 1))
+    labels: NDArray[np.bool_] = np.asarray((mask & scored.brain).any((0, 1)))
     scored_labels = labels[np.isfinite(scores)]
     if scored_labels.all() or not scored_labels.any():
         return None, None
     return metrics.slice_auroc(scores, labels), metrics.slice_auprc(scores, labels)
 
 
-def measure_volume(
-    scored: ScoredVolume, record: SubjectRecord, root: Path, threshold: float
-) -> VolumeAccuracy:
+def measure_volume(scored: ScoredVolume, record: SubjectRecord, root: Path, threshold: float) -> VolumeAccuracy:
     """Metrics of one volume at a threshold."""
     predicted = (scored.score_map > threshold) & scored.brain
     if not record.mask:
@@ -185,9 +182,7 @@ def summarise(rows: Sequence[VolumeAccuracy]) -> dict[str, Any]:
         "4 to 15 ml": [row for row in lesioned if 4 <= row.volume_ml < 15],
         "15 ml and more": [row for row in lesioned if row.volume_ml >= 15],
     }
-    groups |= {
-        kind: [row for row in lesioned if row.lesion == kind] for kind in sorted({r.lesion for r in lesioned})
-    }
+    groups |= {kind: [row for row in lesioned if row.lesion == kind] for kind in sorted({r.lesion for r in lesioned})}
     names = ("auroc", "auprc", "dice", "pro", "slice_auroc", "slice_auprc")
     summary: dict[str, Any] = {
         label: {"volumes": len(group)} | {name: _mean(group, name) for name in names}
@@ -205,3 +200,24 @@ def summarise(rows: Sequence[VolumeAccuracy]) -> dict[str, Any]:
 def as_json(rows: Sequence[VolumeAccuracy], threshold: float) -> dict[str, Any]:
     """Everything that was measured, for a file."""
     return {"threshold": threshold, "summary": summarise(rows), "volumes": [asdict(row) for row in rows]}
+
+
+def print_table(summary: dict[str, Any]) -> None:
+    """Print a summary as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    names = ("volumes", "auroc", "auprc", "dice", "pro", "slice_auroc", "slice_auprc")
+    table = Table("lesions", *names)
+    for label, values in summary.items():
+        if isinstance(values, dict) and "auroc" in values:
+            cells = ["-" if values[name] is None else f"{values[name]:.3f}" for name in names[1:]]
+            table.add_row(label, str(values["volumes"]), *cells)
+    console = Console()
+    console.print(table)
+    healthy = summary["healthy"]
+    if healthy["volumes"]:
+        wrong = (
+            f"{healthy['false_positive_ml']:.1f} ml above the threshold in each of {healthy['volumes']} healthy volumes"
+        )
+        console.print(f"{wrong}; AUROC of volume scores {summary.get('volume_auroc', float('nan')):.3f}")

@@ -76,9 +76,8 @@ def _distance(centre: tuple[float, ...], shape: tuple[int, ...], stretch: np.nda
     axes = [torch.arange(n, dtype=torch.float32) - c for n, c in zip(shape, centre, strict=True)]
     if stretch is not None:
         axes = [a / float(s) for a, s in zip(axes, stretch, strict=True)]
-    return torch.sqrt(
-        sum(a.square().view([-1 if i == j else 1 for j in range(3)]) for i, a in enumerate(axes))
-    )
+    x, y, z = (a.square().view([-1 if i == j else 1 for j in range(3)]) for i, a in enumerate(axes))
+    return torch.sqrt(x + y + z)
 
 
 def _threshold_for(score: Tensor, allowed: Tensor, voxels: float) -> float:
@@ -115,9 +114,7 @@ def _tumour(tissue: Tissue, ml: float, rng: np.random.Generator, generator: torc
     core = _soft(outer * share - rim - ragged) * solid
     away = torch.stack(
         [
-            (torch.arange(n, dtype=torch.float32) - c)
-            .view([-1 if i == j else 1 for j in range(3)])
-            .expand(shape)
+            (torch.arange(n, dtype=torch.float32) - c).view([-1 if i == j else 1 for j in range(3)]).expand(shape)
             for i, (n, c) in enumerate(zip(shape, centre, strict=True))
         ]
     ) / distance.clamp_min(1.0)
@@ -152,7 +149,7 @@ def _stroke(tissue: Tissue, ml: float, rng: np.random.Generator, generator: torc
     axes = torch.meshgrid(
         *(torch.arange(n, dtype=torch.float32) - c for n, c in zip(shape, apex, strict=True)), indexing="ij"
     )
-    length = torch.sqrt(sum(a * a for a in axes)).clamp_min(1.0)
+    length = torch.linalg.vector_norm(torch.stack(axes), dim=0).clamp_min(1.0)
     along = sum(a * float(o) for a, o in zip(axes, outward, strict=True)) / length
     ragged = along + 0.06 * smooth_field(shape, 8.0, generator)[0]
     ragged = torch.where(length < 70, ragged, torch.full_like(ragged, -1.0))

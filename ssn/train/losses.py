@@ -118,9 +118,7 @@ def focal_weights(logp_normalised: Tensor, is_anomaly: Tensor) -> Tensor:
     return torch.where(is_anomaly, anomaly, normal)
 
 
-def semi_push_pull(
-    logp_normalised: Tensor, is_anomaly: Tensor, *, weights: Tensor | None = None
-) -> SemiPushPull:
+def semi_push_pull(logp_normalised: Tensor, is_anomaly: Tensor, *, weights: Tensor | None = None) -> SemiPushPull:
     """Pull normals at or below b_n up to it, push anomalies at or above b_a down to it (BGAD).
 
     The boundaries come from the normals of this minibatch. Each half is the mean over the samples it moves;

@@ -67,9 +67,7 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
         """Read back what `to_dict` gave."""
-        encoder = EncoderConfig(
-            **{**values["encoder"], "out_indices": tuple(values["encoder"]["out_indices"])}
-        )
+        encoder = EncoderConfig(**{**values["encoder"], "out_indices": tuple(values["encoder"]["out_indices"])})
         return cls(**{**values, "encoder": encoder, "grid": GridConfig(**values["grid"])})
 
 
@@ -106,7 +104,7 @@ class FeatureNetwork(nn.Module):
         return F.conv2d(features, weight, -self.whitening @ self.feature_mean)
 
     def whitened(self, features: Tensor) -> Tensor:
-        """What `forward` does after `raw`, for features in rows (L, C)."""
+        """Do what `forward` does after `raw`, for features in rows (L, C)."""
         return (features - self.feature_mean) @ self.whitening.T if self.config.whiten else features
 
     def fingerprint(self) -> str:

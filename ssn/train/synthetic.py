@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
@@ -51,7 +51,7 @@ class SubjectRecord:
 
 @dataclass(frozen=True)
 class Subject:
-    """A subject's image (X, Y, Z) float32 in 0..about 1 with 0 outside the brain, its lesion mask, its affine."""
+    """A subject's image (X, Y, Z) float32 in 0..about 1 with 0 outside the brain, lesion mask and affine."""
 
     image: NDArray[np.float32]
     mask: NDArray[np.bool_]
@@ -100,20 +100,19 @@ def _write(path: Path, data: NDArray[np.generic], affine: NDArray[np.float64]) -
         nib.save(image, temporary)
 
 
-def plan_cohort(
-    sizes: dict[str, int], contrast: Contrast, template: TemplateName, seed: int
-) -> list[SubjectRecord]:
+def plan_cohort(sizes: dict[str, int], contrast: Contrast, template: TemplateName, seed: int) -> list[SubjectRecord]:
     """List a cohort's subjects.
 
     `sizes` gives the number of subjects of each split. `train` and `calibration` are healthy; of every
     other split, one subject in five is healthy and the kinds of lesion take turns among the rest.
     No seed occurs twice, so no subject is in two splits.
     """
-    records = []
+    records: list[SubjectRecord] = []
     for split, size in sizes.items():
         for index in range(size):
             turn = index % (len(LESION_KINDS) + 1)
-            lesion = "" if split in HEALTHY_SPLITS or turn == len(LESION_KINDS) else LESION_KINDS[turn]
+            healthy = split in HEALTHY_SPLITS or turn == len(LESION_KINDS)
+            lesion: LesionKind | Literal[""] = "" if healthy else LESION_KINDS[turn]
             number = len(records)
             name = f"{template}-{contrast}-{split}-{index:04d}.nii.gz"
             mask = f"masks/{name}" if lesion else ""
@@ -190,14 +189,13 @@ def read_cohort(path: Path) -> list[SubjectRecord]:
     """
     try:
         with path.open(newline="") as stream:
-            return [
-                SubjectRecord(**{**row, "volume_ml": float(row["volume_ml"]), "seed": int(row["seed"])})
-                for row in csv.DictReader(stream)
-            ]
+            return [_record(row) for row in csv.DictReader(stream)]
     except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror}). Make it with ssn-train synth."
-        ) from error
+        raise DataError(f"{path}: cannot be read ({error.strerror}). Make it with ssn-train synth.") from error
     except (KeyError, TypeError, ValueError) as error:
         columns = ",".join(field.name for field in fields(SubjectRecord))
         raise DataError(f"{path}: is not a cohort table; its columns must be {columns}.") from error
+
+
+def _record(row: dict[str, Any]) -> SubjectRecord:
+    return SubjectRecord(**{**row, "volume_ml": float(row["volume_ml"]), "seed": int(row["seed"])})

@@ -71,7 +71,7 @@ def load_template(name: TemplateName) -> Template:
     if name == "icbm152":
         pattern = str(folder / "datasets/data/mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz")
         t1, affine = _read(Path(pattern.format("t1")))
-        grey, white = (_read(Path(pattern.format(tissue)))[0] / 255 for tissue in ("gm", "wm"))
+        grey, white = (_read(Path(pattern.format(tissue)))[0] / np.float32(255) for tissue in ("gm", "wm"))
     else:
         atlas = folder / "data/sri24_atlas"
         t1, affine = _read(atlas / "t1_stripped.nii.gz")
@@ -81,7 +81,7 @@ def load_template(name: TemplateName) -> Template:
     box, affine = _box_with_margin(t1 > 0, affine)
     t1, grey, white = t1[box], grey[box], white[box]
     brain = t1 > 0
-    t1 = t1 / np.percentile(t1[brain], 99.8)
+    t1 = t1 / np.float32(np.percentile(t1[brain], 99.8))
     return Template(t1.clip(0, 1), grey * brain, white * brain, brain, affine)
 
 
@@ -92,9 +92,7 @@ def _box_with_margin(
     box = []
     for axis in range(3):
         inside = np.flatnonzero(brain.any(tuple(a for a in range(3) if a != axis)))
-        box.append(
-            slice(max(int(inside[0]) - margin, 0), min(int(inside[-1]) + 1 + margin, brain.shape[axis]))
-        )
+        box.append(slice(max(int(inside[0]) - margin, 0), min(int(inside[-1]) + 1 + margin, brain.shape[axis])))
     moved = affine.copy()
     moved[:3, 3] += affine[:3, :3] @ [part.start for part in box]
     return tuple(box), moved

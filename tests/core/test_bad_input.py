@@ -271,9 +271,7 @@ def test_an_axis_shorter_than_eight_voxels_is_refused(nii):
     assert "fewer than 8 voxels" in refused(nii, nifti_bytes(scan((12, 7, 12))))
 
 
-@pytest.mark.parametrize(
-    "dim", [(0, 12, 12, 12), (8, 12, 12, 12), (3, 12, 0, 12), (3, -1, 12, 12), (-3, 12, 12, 12)]
-)
+@pytest.mark.parametrize("dim", [(0, 12, 12, 12), (8, 12, 12, 12), (3, 12, 0, 12), (3, -1, 12, 12), (-3, 12, 12, 12)])
 def test_impossible_dimensions_are_refused(nii, dim):
     assert "impossible dimensions" in refused(nii, patched(DIM, "4h", *dim))
 

@@ -41,13 +41,13 @@ def test_a_graph_with_one_changed_byte_is_refused(bundle, name):
 def test_a_changed_calibration_is_refused_when_the_bundle_opens(bundle):
     with (bundle / "calibration.npz").open("ab") as stream:
         stream.write(b"x")
-    with pytest.raises(BundleError, match="calibration.npz: was modified"):
+    with pytest.raises(BundleError, match="was modified"):
         load_bundle(bundle)
 
 
 def test_a_missing_graph_is_refused(bundle):
     (bundle / FLOW_FILE).unlink()
-    with pytest.raises(BundleError, match="flow.onnx: cannot be read"):
+    with pytest.raises(BundleError, match="cannot be read"):
         load_bundle(bundle).read(FLOW_FILE)
 
 

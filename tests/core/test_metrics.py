@@ -38,9 +38,7 @@ def components_by_flood_fill(mask):
         while front:
             voxel = front.pop()
             region.add(voxel)
-            near = {
-                other for other in left if max(abs(a - b) for a, b in zip(voxel, other, strict=True)) <= 1
-            }
+            near = {other for other in left if max(abs(a - b) for a, b in zip(voxel, other, strict=True)) <= 1}
             left -= near
             front.extend(near)
         regions.append(region)

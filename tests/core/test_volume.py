@@ -17,9 +17,7 @@ from ssn.core.volume import from_canonical, read_volume, to_canonical, write_map
 SHAPE = (9, 11, 13)
 OBLIQUE = np.array([[0.9, 0.2, -0.1, -40.0], [-0.15, 1.1, 0.3, 12.5], [0.05, -0.25, 1.8, 7.0], [0, 0, 0, 1]])
 ALL_48_ORIENTATIONS = [
-    (axes, signs)
-    for axes in itertools.permutations(range(3))
-    for signs in itertools.product((1, -1), repeat=3)
+    (axes, signs) for axes in itertools.permutations(range(3)) for signs in itertools.product((1, -1), repeat=3)
 ]
 
 

@@ -38,7 +38,13 @@ def test_the_graphs_use_plain_operators_and_hold_no_paths(tiny_bundle):
         model = onnx.load_from_string(data)
         assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
         assert not model.functions
-        assert not {node.op_type for node in model.graph.node} & {"Loop", "If", "Scan", "SequenceAt", "GatherND"}
+        assert not {node.op_type for node in model.graph.node} & {
+            "Loop",
+            "If",
+            "Scan",
+            "SequenceAt",
+            "GatherND",
+        }
         assert b".py" not in data
 
 

@@ -26,7 +26,7 @@ class BrightnessBackend:
         return {"backend": self.name}
 
     def log_likelihood(self, batch, times):
-        n, _, h, w = batch.slices.shape
+        n, _, h, _ = batch.slices.shape
         step = h // CELLS
         cells = batch.slices.reshape(n // 3, 3, CELLS, step, CELLS, step).mean((1, 3, 5))
         return -cells.ravel()[batch.places - batch.first * CELLS**2]

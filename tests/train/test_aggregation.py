@@ -59,9 +59,7 @@ def test_mean_and_max_do_not_depend_on_the_order_inside_a_window():
     maps = [torch.randn(6, 8, 6, 6), torch.randn(6, 8, 3, 3)]
     shuffled = [m[[2, 0, 1, 4, 5, 3]] for m in maps]
     for pool in ("mean", "max"):
-        torch.testing.assert_close(
-            aggregate(maps, width=8, pool=pool), aggregate(shuffled, width=8, pool=pool)
-        )
+        torch.testing.assert_close(aggregate(maps, width=8, pool=pool), aggregate(shuffled, width=8, pool=pool))
 
 
 def test_max_takes_the_largest_of_each_window():

@@ -29,9 +29,7 @@ def test_the_papers_encoder_is_layer2_and_layer3_of_wide_resnet50_2():
     assert [tuple(m.shape) for m in encoder(torch.rand(1, 1, 64, 64))] == [(1, 512, 8, 8), (1, 1024, 4, 4)]
 
 
-@pytest.mark.parametrize(
-    "config", [COMPACT, EncoderConfig("resnet18", (1, 2)), EncoderConfig("efficientnet_b0", (1,))]
-)
+@pytest.mark.parametrize("config", [COMPACT, EncoderConfig("resnet18", (1, 2)), EncoderConfig("efficientnet_b0", (1,))])
 def test_every_layer_left_in_the_trunk_is_needed(config: EncoderConfig):
     encoder = build_encoder(config, "none").requires_grad_(True).train()
     sum(m.sum() for m in encoder(torch.rand(2, 1, 64, 64))).backward()

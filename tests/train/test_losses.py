@@ -133,9 +133,7 @@ def test_likelihood_loss_is_the_mean_softplus_of_the_negative():
     weights = torch.tensor([2.0, 0.0, 1.0])
     softplus = np.log1p(np.exp([3.0, 0.0, -2.0]))
     assert likelihood_loss(logp).item() == pytest.approx(softplus.mean(), rel=1e-6)
-    assert likelihood_loss(logp, weights=weights).item() == pytest.approx(
-        (2 * softplus[0] + softplus[2]) / 3, rel=1e-6
-    )
+    assert likelihood_loss(logp, weights=weights).item() == pytest.approx((2 * softplus[0] + softplus[2]) / 3, rel=1e-6)
 
 
 def test_likelihood_loss_of_nothing_is_zero_and_of_extremes_is_finite():
@@ -195,8 +193,7 @@ def test_semi_push_pull_run_goes_on_with_both_terms(reference):
 def test_triplet_run_is_repeatable_under_its_generator():
     true, noised = torch.randn(32), torch.randn(32)
     first, second = (
-        total_loss("triplet", true, noised, epoch=0, generator=torch.Generator().manual_seed(3))
-        for _ in range(2)
+        total_loss("triplet", true, noised, epoch=0, generator=torch.Generator().manual_seed(3)) for _ in range(2)
     )
     assert first == second
     assert first.total.item() == pytest.approx((likelihood_loss(true) + first.separation).item())
