@@ -28,7 +28,7 @@ def onnx(
     name: Annotated[str, typer.Option(help="Name of the model; the folder's name if not given.")] = "",
     modality: Annotated[str, typer.Option(help="Contrast that it was trained on.")] = "t1",
     check_on: Annotated[list[Path], typer.Option(help="Volumes to compare torch and ONNX Runtime on.")] = [],  # noqa: B006
-    accuracy: Annotated[Path | None, typer.Option(help="JSON of ssn-train evaluate, to be recorded.")] = None,
+    accuracy: Annotated[Path | None, typer.Option(help="JSON of ssn-bench accuracy, to be recorded.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an older bundle.")] = False,
 ) -> None:
     """Export encoder and flow to ONNX, compare them with torch, and write a bundle."""
@@ -46,9 +46,9 @@ def onnx(
         about = {}
         if accuracy is not None:
             try:
-                about["accuracy"] = json.loads(accuracy.read_text())["summary"]
+                about["accuracy"] = json.loads(accuracy.read_text())["ssn"]["summary"]
             except (OSError, ValueError, KeyError) as error:
-                raise DataError(f"{accuracy}: is not a result of ssn-train evaluate ({error})") from error
+                raise DataError(f"{accuracy}: is not a result of ssn-bench accuracy ({error})") from error
         slices = []
         for path in check_on:
             whole = stack_for(detector.network, path).slices

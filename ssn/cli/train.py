@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from ssn.cli.console import progress_bar, user_errors
-
-if TYPE_CHECKING:
-    from ssn.train.synthetic import SubjectRecord
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")]
 Cohort = Annotated[Path, typer.Argument(help="cohort.csv, or the folder it lies in.")]
 Cache = Annotated[Path | None, typer.Option(help="Folder for cached features; beside the checkpoint if not given.")]
-
-
-def _records(cohort: Path, split: str) -> tuple[Path, list[SubjectRecord]]:
-    from ssn.core.errors import DataError
-    from ssn.train.synthetic import COHORT_FILE, read_cohort
-
-    table = cohort / COHORT_FILE if cohort.is_dir() else cohort
-    records = [record for record in read_cohort(table) if record.split == split]
-    if not records:
-        raise DataError(f"{table}: has no volume in split {split!r}")
-    return table.parent, records
 
 
 @app.command()
@@ -89,10 +75,11 @@ def fit(
         from ssn.train.fit import COMPACT_OPTIONS, FitOptions, Progress
         from ssn.train.fit import fit as run
         from ssn.train.network import ModelConfig
+        from ssn.train.synthetic import select
 
         if (output / RECORD_FILE).exists() and not resume:
             raise OutputError(f"{output}: holds a checkpoint; use --resume to go on with it, or another folder")
-        root, records = _records(cohort, "train")
+        root, records = select(cohort, "train")
         config, options = (
             (ModelConfig.compact(), COMPACT_OPTIONS) if preset == "compact" else (ModelConfig(), FitOptions())
         )
@@ -133,6 +120,7 @@ def calibrate(
     checkpoint: Annotated[Path, typer.Argument(help="Folder written by fit.")],
     cohort: Cohort,
     sigma: Annotated[float, typer.Option(help="Gaussian of the map, mm.", min=0)] = 4.0,
+    cache: Cache = None,
     rate: Annotated[
         float, typer.Option(help="Share of healthy brain voxels above the threshold.", min=0, max=1)
     ] = 0.005,
@@ -144,14 +132,15 @@ def calibrate(
         from ssn.train.calibrate import save_calibration
         from ssn.train.checkpoint import load_checkpoint
         from ssn.train.evaluate import detector_log_likelihood
+        from ssn.train.synthetic import select
 
         detector = load_checkpoint(checkpoint)
-        root, records = _records(cohort, "calibration")
+        root, records = select(cohort, "calibration")
         volumes = []
         with progress_bar() as bar:
             for record in bar.track(records, description="healthy volumes"):
                 volume = read_volume(root / record.image)
-                volumes.append((volume, *detector_log_likelihood(detector, volume)))
+                volumes.append((volume, *detector_log_likelihood(detector, volume, cache or checkpoint / "features")))
         grid = detector.config.grid
         result = run(volumes, windows=grid.windows, cells=detector.network.cells, sigma=sigma, rate=rate)
         save_calibration(checkpoint, result)
@@ -180,15 +169,21 @@ def evaluate(
         from ssn.train import evaluate as measuring
         from ssn.train.calibrate import load_calibration
         from ssn.train.checkpoint import load_checkpoint
+        from ssn.train.synthetic import select
 
-        method = measuring.detector_method(load_checkpoint(checkpoint), load_calibration(checkpoint))
-        root, test = _records(cohort, "test")
-        validation_root, chosen_on = _records(validation or cohort, "validation")
+        method = measuring.detector_method(
+            load_checkpoint(checkpoint), load_calibration(checkpoint), checkpoint / "features"
+        )
+        root, test = select(cohort, "test")
+        validation_root, chosen_on = select(validation or cohort, "validation")
         with progress_bar() as bar:
             task = bar.add_task("volumes", total=len(test) + len(chosen_on))
-            step = lambda: bar.advance(task)  # noqa: E731
+
+            def step() -> None:
+                bar.advance(task)
+
             threshold = measuring.validation_threshold(method, chosen_on, validation_root, step)
             rows = measuring.evaluate(method, test, root, threshold, step)
         result = measuring.as_json(rows, threshold)
         write_text_atomic(output, json.dumps(result, indent=1) + "\n", overwrite=force)
-        measuring.print_table(result["summary"])
+        measuring.print_table(checkpoint.name, result["summary"])

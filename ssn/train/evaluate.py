@@ -24,7 +24,7 @@ from ssn.core.scoring import Calibration, anomaly_map, volume_score
 from ssn.core.slices import cut_slices
 from ssn.core.volume import Volume, read_volume
 from ssn.train.checkpoint import Detector
-from ssn.train.features import compute_features
+from ssn.train.features import cached_features, compute_features
 from ssn.train.synthetic import SubjectRecord
 
 
@@ -58,11 +58,17 @@ class VolumeAccuracy:
 
 
 @torch.inference_mode()
-def detector_log_likelihood(detector: Detector, volume: Volume) -> tuple[Any, NDArray[np.int64], NDArray[np.float32]]:
-    """Stack, places (L,) and log-likelihood per dimension (L,) of one volume."""
+def detector_log_likelihood(
+    detector: Detector, volume: Volume, cache: Path | None = None
+) -> tuple[SliceStack, NDArray[np.int64], NDArray[np.float32]]:
+    """Stack, places (L,) and log-likelihood per dimension (L,) of one volume; its features from `cache`, if given."""
     config = detector.config
     stack = cut_slices(volume, config.grid, detector.network.cells, config.normalisation)
-    found = compute_features(detector.network, stack)
+    network = detector.network
+    if cache is None:
+        found = compute_features(network, stack)
+    else:
+        found = cached_features(network, volume.path, cache, network.fingerprint())
     values = [
         detector.log_likelihood(features, places)
         for features, places in zip(found.features.split(8192), found.places.split(8192), strict=True)
@@ -70,12 +76,12 @@ def detector_log_likelihood(detector: Detector, volume: Volume) -> tuple[Any, ND
     return stack, found.places.numpy(), torch.cat(values).numpy()
 
 
-def detector_method(detector: Detector, calibration: Calibration) -> Method:
+def detector_method(detector: Detector, calibration: Calibration, cache: Path | None = None) -> Method:
     """Make the trained detector a method."""
 
     def method(path: Path) -> ScoredVolume:
         volume = read_volume(path)
-        stack, places, values = detector_log_likelihood(detector, volume)
+        stack, places, values = detector_log_likelihood(detector, volume, cache)
         score_map = anomaly_map(values, places, stack, calibration)
         return ScoredVolume(score_map, stack.brain, volume_score(score_map, stack.brain, volume.zooms))
 
@@ -202,13 +208,13 @@ def as_json(rows: Sequence[VolumeAccuracy], threshold: float) -> dict[str, Any]:
     return {"threshold": threshold, "summary": summarise(rows), "volumes": [asdict(row) for row in rows]}
 
 
-def print_table(summary: dict[str, Any]) -> None:
+def print_table(title: str, summary: dict[str, Any]) -> None:
     """Print a summary as a table."""
     from rich.console import Console
     from rich.table import Table
 
     names = ("volumes", "auroc", "auprc", "dice", "pro", "slice_auroc", "slice_auprc")
-    table = Table("lesions", *names)
+    table = Table("lesions", *names, title=title)
     for label, values in summary.items():
         if isinstance(values, dict) and "auroc" in values:
             cells = ["-" if values[name] is None else f"{values[name]:.3f}" for name in names[1:]]

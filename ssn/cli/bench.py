@@ -1,0 +1,76 @@
+"""`ssn-bench`: measure accuracy against references."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ssn.cli.console import print_version, progress_bar, user_errors
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Measure accuracy against references."""
+
+
+@app.command()
+def accuracy(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder written by ssn-train fit and calibrate.")],
+    cohort: Annotated[Path, typer.Argument(help="cohort.csv, or the folder it lies in.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSON file to write.")] = Path("accuracy.json"),
+    learned: Annotated[Path | None, typer.Option(help="Cohort of the train and validation splits, if another.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the JSON file.")] = False,
+) -> None:
+    """Measure a checkpoint and two simple references on the same test volumes with the same code.
+
+    The references (voxel-wise z-score, PCA residual) learn from the train split; every method's Dice threshold is
+    chosen on the validation split.
+    """
+    with user_errors():
+        import json
+
+        from ssn.core.atomic import write_text_atomic
+        from ssn.train.calibrate import load_calibration
+        from ssn.train.checkpoint import load_checkpoint
+        from ssn.train.evaluate import (
+            as_json,
+            detector_method,
+            evaluate,
+            print_table,
+            validation_threshold,
+        )
+        from ssn.train.references import HealthyVolumes, reference_method
+        from ssn.train.synthetic import select
+
+        calibration = load_calibration(checkpoint)
+        root, test = select(cohort, "test")
+        other, validation = select(learned or cohort, "validation")
+        _, train = select(learned or cohort, "train")
+        results = {}
+        with progress_bar() as bar:
+            task = bar.add_task("healthy volumes", total=len(train) + 3 * (len(test) + len(validation)))
+
+            def step() -> None:
+                bar.advance(task)
+
+            healthy = HealthyVolumes.read([other / record.image for record in train], step)
+            methods = {
+                "ssn": detector_method(load_checkpoint(checkpoint), calibration, checkpoint / "features"),
+                "z-score": reference_method("z-score", healthy, calibration.sigma),
+                "pca": reference_method("pca", healthy, calibration.sigma),
+            }
+            for name, method in methods.items():
+                bar.update(task, description=name)
+                threshold = validation_threshold(method, validation, other, step)
+                results[name] = as_json(evaluate(method, test, root, threshold, step), threshold)
+        write_text_atomic(output, json.dumps(results, indent=1) + "\n", overwrite=force)
+        for name, result in results.items():
+            print_table(name, result["summary"])

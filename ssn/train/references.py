@@ -1,0 +1,95 @@
+"""Two simple references that a detector must beat: voxel-wise z-score, and PCA reconstruction residual.
+
+Both work on the volumes in the canonical grid at `SPACING` mm, learn from the same healthy volumes, smooth with the
+same Gaussian, and come back to the input's grid through the same geometry as the detector's map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssn.core.geometry import GridConfig
+from ssn.core.scoring import smooth_map, volume_score
+from ssn.core.slices import SliceStack, cut_slices
+from ssn.core.volume import read_volume
+from ssn.train.evaluate import Method, ScoredVolume
+from ssn.train.features import occupied_places
+
+ReferenceName = Literal["z-score", "pca"]
+SPACING = 3  # mm; it divides the grid
+PCA_COMPONENTS = 64
+_GRID = GridConfig()
+_CELLS = _GRID.plane // SPACING
+
+
+def _blocks(stack: SliceStack) -> NDArray[np.float32]:
+    """Mean intensity of blocks of SPACING mm over the whole grid, (windows, cells, cells); 0 outside the brain."""
+    windows = len(stack.occupancy)
+    shape = (windows, _GRID.window, _CELLS, SPACING, _CELLS, SPACING)
+    result = np.zeros((_GRID.windows, _CELLS, _CELLS), np.float32)
+    result[stack.first : stack.first + windows] = stack.slices.reshape(shape).mean((1, 3, 5))
+    return result
+
+
+@dataclass(frozen=True)
+class HealthyVolumes:
+    """The healthy volumes' blocks (n, windows, cells, cells), all that both references learn from."""
+
+    blocks: NDArray[np.float32]
+
+    @classmethod
+    def read(cls, paths: Sequence[Path], progress: Callable[[], None] = lambda: None) -> HealthyVolumes:
+        """Read and resample the volumes; `progress` is called once a volume."""
+        blocks = []
+        for path in paths:
+            blocks.append(_blocks(cut_slices(read_volume(path), _GRID, _CELLS)))
+            progress()
+        return cls(np.stack(blocks))
+
+
+def reference_method(name: ReferenceName, healthy: HealthyVolumes, sigma: float) -> Method:
+    """Make a reference a method.
+
+    z-score: |x - mean| / standard deviation at each place over the healthy volumes. pca: |x - its projection| on
+    the mean and the first components of the healthy volumes (scikit-learn's PCA, randomised solver).
+
+    Parameters
+    ----------
+    sigma : mm, of the Gaussian over the residual
+    """
+    blocks = healthy.blocks
+    mean = blocks.mean(0)
+    if name == "z-score":
+        # A floor, because where few brains reach the spread is 0 and any brain would be infinitely odd.
+        deviation = np.maximum(blocks.std(0), 0.05)
+
+        def residual(x: NDArray[np.float32]) -> NDArray[np.float32]:
+            return np.abs(x - mean) / deviation
+
+    else:
+        from sklearn.decomposition import PCA
+
+        inside = mean > 0.01
+        components = min(PCA_COMPONENTS, len(blocks) - 1)
+        model = PCA(components, svd_solver="randomized", random_state=0).fit(blocks[:, inside])
+
+        def residual(x: NDArray[np.float32]) -> NDArray[np.float32]:
+            result = np.zeros_like(x)
+            row = x[inside][None]
+            result[inside] = np.abs(row - model.inverse_transform(model.transform(row)))[0]
+            return result
+
+    def method(path: Path) -> ScoredVolume:
+        volume = read_volume(path)
+        stack = cut_slices(volume, _GRID, _CELLS)
+        places = occupied_places(stack, 0.5)
+        score_map = smooth_map(residual(_blocks(stack)).ravel()[places], places, stack, sigma)
+        return ScoredVolume(score_map, stack.brain, volume_score(score_map, stack.brain, volume.zooms))
+
+    return method

@@ -1,0 +1,108 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from brains import brain_file
+
+from ssn.core.errors import DataError
+from ssn.train.checkpoint import RECORD_FILE, load_checkpoint
+from ssn.train.encoder import EncoderConfig
+from ssn.train.features import VolumeFeatures, load_features, measure_whitening
+from ssn.train.fit import FitOptions, epoch_batches, fit
+from ssn.train.network import FeatureNetwork, ModelConfig
+
+TINY = ModelConfig(
+    encoder=EncoderConfig("tf_efficientnet_lite0", out_indices=(1, 2)),
+    width=None,
+    whiten=True,
+    blocks=2,
+    plane_channels=16,
+    depth_channels=8,
+)
+OPTIONS = FitOptions(epochs=3, batch=512, share=0.05, mix=2, noise=1.0, seed=5)
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scans")
+    return [brain_file(folder / f"{seed}.nii.gz", lesion=False, seed=seed) for seed in range(2)]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+def state(folder):
+    return load_checkpoint(folder).flow.state_dict()
+
+
+@pytest.mark.parametrize("loss", ["spp", "triplet", "none"])
+def test_a_resumed_run_ends_in_the_same_weights_as_an_uninterrupted_one(tmp_path, scans, cache, loss):
+    options = replace(OPTIONS, loss=loss)
+    fit(TINY, scans, tmp_path / "whole", options, cache=cache, weights="none")
+    fit(TINY, scans, tmp_path / "parts", replace(options, epochs=1), cache=cache, weights="none")
+    fit(TINY, scans, tmp_path / "parts", options, cache=cache, weights="none", resume=True)
+    whole, parts = state(tmp_path / "whole"), state(tmp_path / "parts")
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    history = json.loads((tmp_path / "parts" / RECORD_FILE).read_text())["history"]
+    assert len(history) == 3
+
+
+def test_training_raises_the_likelihood(tmp_path, scans, cache):
+    detector = fit(TINY, scans, tmp_path, replace(OPTIONS, loss="none"), cache=cache, weights="none")
+    history = detector.record["history"]
+    assert history[-1]["log_likelihood"] > history[0]["log_likelihood"]
+
+
+def test_resuming_with_other_settings_is_refused(tmp_path, scans, cache):
+    fit(TINY, scans, tmp_path, replace(OPTIONS, epochs=1), cache=cache, weights="none")
+    with pytest.raises(DataError, match="other settings"):
+        fit(TINY, scans, tmp_path, replace(OPTIONS, noise=0.5), cache=cache, weights="none", resume=True)
+
+
+def test_a_folder_that_is_no_checkpoint_is_told_so(tmp_path):
+    with pytest.raises(DataError, match="is not a checkpoint"):
+        load_checkpoint(tmp_path)
+    (tmp_path / RECORD_FILE).write_text("{}")
+    with pytest.raises(DataError, match="damaged"):
+        load_checkpoint(tmp_path)
+
+
+def test_features_come_from_the_cache_the_second_time_and_follow_the_encoder(scans, tmp_path):
+    torch.manual_seed(1)
+    network = FeatureNetwork(TINY, "none").eval()
+    first = load_features(network, scans[:1], tmp_path)[0]
+    entry = next(tmp_path.iterdir())
+    touched = entry.stat().st_mtime_ns
+    again = load_features(network, scans[:1], tmp_path)[0]
+    assert torch.equal(first.features, again.features)
+    assert entry.stat().st_mtime_ns == touched
+    entry.write_bytes(b"damaged")
+    assert torch.equal(load_features(network, scans[:1], tmp_path)[0].features, first.features)
+    torch.manual_seed(2)
+    other = load_features(FeatureNetwork(TINY, "none").eval(), scans[:1], tmp_path)[0]
+    assert not torch.equal(first.features, other.features)
+
+
+def test_whitened_features_have_mean_0_and_unit_covariance():
+    torch.manual_seed(0)
+    raw = (torch.randn(20000, 6) @ torch.randn(6, 6) + 3).half()
+    mean, matrix = measure_whitening([VolumeFeatures(raw, torch.arange(len(raw)))], ridge=1e-9)
+    white = (raw.float() - mean) @ matrix.T
+    torch.testing.assert_close(white.mean(0), torch.zeros(6), atol=1e-3, rtol=0)
+    torch.testing.assert_close(white.T @ white / len(white), torch.eye(6), atol=5e-3, rtol=0)
+
+
+def test_an_epoch_sees_each_location_at_most_once():
+    volumes = [VolumeFeatures(torch.full((n, 2), float(n)).half(), torch.arange(n) + 1000 * n) for n in (30, 50)]
+    batches = list(epoch_batches(volumes, FitOptions(batch=7, mix=2), torch.Generator().manual_seed(0)))
+    places = torch.cat([places for _, places in batches])
+    assert len(places) == 80
+    assert len(places.unique()) == 80
+
+
+def test_an_empty_cohort_is_refused(tmp_path, cache):
+    with pytest.raises(DataError, match="no healthy volume"):
+        fit(TINY, [], tmp_path, OPTIONS, cache=cache, weights="none")

@@ -1,0 +1,76 @@
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from ssn.core.errors import DataError
+from ssn.core.pose import find_brain
+from ssn.core.volume import read_volume
+from ssn.train.lesions import LESION_KINDS, VOLUME_RANGE_ML
+from ssn.train.synthetic import make_subject, plan_cohort, read_cohort, select, write_cohort
+from ssn.train.templates import load_template
+
+
+@pytest.fixture(scope="module")
+def template():
+    return load_template("icbm152")
+
+
+@pytest.mark.parametrize("kind", LESION_KINDS)
+def test_a_lesion_changes_its_mask_and_little_else(template, kind):
+    sick = make_subject(template, 21, lesion=kind)
+    well = make_subject(template, 21)
+    assert sick.image.shape == well.image.shape
+    low, high = VOLUME_RANGE_ML[kind]
+    assert 0.5 * low <= sick.mask.sum() / 1000 <= 1.1 * high
+    change = np.abs(sick.image - well.image)
+    assert change[sick.mask].mean() > 0.1, "seen in T1"
+    if kind != "tumour":  # whose mass effect moves its surroundings
+        assert change[~sick.mask].mean() < 0.005
+    assert not (sick.mask & (sick.image == 0)).any(), "inside the brain"
+
+
+def test_a_seed_is_a_subject(template):
+    one, again, other = (make_subject(template, seed).image for seed in (5, 5, 6))
+    assert np.array_equal(one, again)
+    assert other.shape != one.shape or not np.allclose(one, other, atol=0.1)
+
+
+def test_contrasts_differ_as_they_should(template):
+    images = {name: make_subject(template, 5, contrast=name).image for name in ("t1", "t2", "flair")}
+    deep = tuple(n // 2 for n in images["t1"].shape)
+    white = (deep[0] + 30, deep[1], deep[2] + 25)
+    around = tuple(slice(c - 4, c + 5) for c in white)
+    assert np.median(images["t1"][around]) > np.median(images["t2"][around])
+
+
+def test_a_plan_repeats_no_subject_and_mixes_healthy_ones_into_the_test():
+    plan = plan_cohort({"train": 5, "calibration": 3, "validation": 5, "test": 10}, "t1", "icbm152", 3)
+    assert len({record.seed for record in plan}) == len(plan) == 23
+    assert not any(record.lesion for record in plan if record.split in ("train", "calibration"))
+    test = [record.lesion for record in plan if record.split == "test"]
+    assert sorted(test) == sorted([*LESION_KINDS, ""] * 2)
+
+
+def test_a_cohort_is_written_resumed_and_usable(tmp_path):
+    plan = plan_cohort({"train": 1, "test": 1}, "t1", "icbm152", 3)
+    write_cohort(tmp_path, plan[:1], workers=1)
+    first = (tmp_path / plan[0].image).stat().st_mtime_ns
+    write_cohort(tmp_path, plan, workers=1)
+    assert (tmp_path / plan[0].image).stat().st_mtime_ns == first, "kept"
+    records = read_cohort(tmp_path / "cohort.csv")
+    assert [replace(record, volume_ml=0.0) for record in records] == plan
+    root, test = select(tmp_path, "test")
+    mask = nib.load(root / test[0].mask)
+    assert np.asanyarray(mask.dataobj).sum() == pytest.approx(1000 * test[0].volume_ml)
+    volume = read_volume(root / test[0].image)
+    assert find_brain(volume).mean() > 0.1
+    with pytest.raises(DataError, match="no volume in split"):
+        select(tmp_path, "validation")
+
+
+def test_a_table_of_another_kind_is_refused(tmp_path):
+    (tmp_path / "cohort.csv").write_text("name,age\nx,3\n")
+    with pytest.raises(DataError, match="columns must be"):
+        read_cohort(tmp_path / "cohort.csv")
