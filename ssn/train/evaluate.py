@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ssn.core import metrics
 from ssn.core.errors import DataError
 from ssn.core.scoring import Calibration, anomaly_map, volume_score
-from ssn.core.slices import cut_slices
+from ssn.core.slices import SliceStack, cut_slices
 from ssn.core.volume import Volume, read_volume
 from ssn.train.checkpoint import Detector
 from ssn.train.features import cached_features, compute_features
