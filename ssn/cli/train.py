@@ -56,6 +56,10 @@ def fit(
     ] = "compact",
     encoder_weights: Annotated[str, typer.Option(help="imagenet, none, or a safetensors file.")] = "imagenet",
     loss: Annotated[Literal["spp", "triplet", "none"], typer.Option(help="Contrastive term.")] = "spp",
+    anomalies: Annotated[
+        Literal["noise", "image"] | None,
+        typer.Option(help="What SPP pushes away: noised features, or features of blobs in the image."),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the cohort.", min=1)] = None,
     batch: Annotated[int | None, typer.Option(help="Locations a step.", min=2)] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Adam's.", min=0)] = None,
@@ -85,7 +89,7 @@ def fit(
         )
         given = {
             "epochs": epochs, "batch": batch, "learning_rate": learning_rate,
-            "noise": noise, "share": share, "mix": mix,
+            "noise": noise, "share": share, "mix": mix, "anomalies": anomalies,
         }  # fmt: skip
         chosen = {name: value for name, value in given.items() if value is not None}
         options = replace(options, loss=loss, seed=seed, **chosen)  # type: ignore[arg-type]
@@ -132,15 +136,17 @@ def calibrate(
         from ssn.train.calibrate import save_calibration
         from ssn.train.checkpoint import load_checkpoint
         from ssn.train.evaluate import detector_log_likelihood
+        from ssn.train.features import FeatureReader
         from ssn.train.synthetic import select
 
         detector = load_checkpoint(checkpoint)
+        reader = FeatureReader(detector.network, cache or checkpoint / "features")
         root, records = select(cohort, "calibration")
         volumes = []
         with progress_bar() as bar:
             for record in bar.track(records, description="healthy volumes"):
                 volume = read_volume(root / record.image)
-                volumes.append((volume, *detector_log_likelihood(detector, volume, cache or checkpoint / "features")))
+                volumes.append((volume, *detector_log_likelihood(detector, volume, reader)))
         grid = detector.config.grid
         result = run(volumes, windows=grid.windows, cells=detector.network.cells, sigma=sigma, rate=rate)
         save_calibration(checkpoint, result)

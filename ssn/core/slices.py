@@ -35,6 +35,14 @@ class SliceStack:
     placement: Placement
     brain: NDArray[np.bool_]
 
+    def occupied_places(self, occupancy: float) -> NDArray[np.int64]:
+        """Places (L,), ascending, of the map cells of which a share of at least `occupancy` is brain.
+
+        A place is window * G * G + row * G + column, the window counted in the canonical grid.
+        """
+        cells = self.occupancy[0].size
+        return np.flatnonzero(self.occupancy >= occupancy) + self.first * cells
+
 
 def cut_slices(volume: Volume, grid: GridConfig, cells: int, normalisation: Normalisation = "robust") -> SliceStack:
     """Find the brain, place it, normalise and resample it.

@@ -24,7 +24,7 @@ from ssn.core.scoring import Calibration, anomaly_map, volume_score
 from ssn.core.slices import SliceStack, cut_slices
 from ssn.core.volume import Volume, read_volume
 from ssn.train.checkpoint import Detector
-from ssn.train.features import cached_features, compute_features
+from ssn.train.features import FeatureReader
 from ssn.train.synthetic import SubjectRecord
 
 
@@ -59,16 +59,12 @@ class VolumeAccuracy:
 
 @torch.inference_mode()
 def detector_log_likelihood(
-    detector: Detector, volume: Volume, cache: Path | None = None
+    detector: Detector, volume: Volume, reader: FeatureReader
 ) -> tuple[SliceStack, NDArray[np.int64], NDArray[np.float32]]:
-    """Stack, places (L,) and log-likelihood per dimension (L,) of one volume; its features from `cache`, if given."""
+    """Stack, places (L,) and log-likelihood per dimension (L,) of one volume; `reader` is of the detector's network."""
     config = detector.config
     stack = cut_slices(volume, config.grid, detector.network.cells, config.normalisation)
-    network = detector.network
-    if cache is None:
-        found = compute_features(network, stack)
-    else:
-        found = cached_features(network, volume.path, cache, network.fingerprint())
+    found = reader.features(volume.path, stack)
     values = [
         detector.log_likelihood(features, places)
         for features, places in zip(found.features.split(8192), found.places.split(8192), strict=True)
@@ -78,10 +74,11 @@ def detector_log_likelihood(
 
 def detector_method(detector: Detector, calibration: Calibration, cache: Path | None = None) -> Method:
     """Make the trained detector a method."""
+    reader = FeatureReader(detector.network, cache)
 
     def method(path: Path) -> ScoredVolume:
         volume = read_volume(path)
-        stack, places, values = detector_log_likelihood(detector, volume, cache)
+        stack, places, values = detector_log_likelihood(detector, volume, reader)
         score_map = anomaly_map(values, places, stack, calibration)
         return ScoredVolume(score_map, stack.brain, volume_score(score_map, stack.brain, volume.zooms))
 

@@ -12,14 +12,18 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from ssn.core.atomic import atomic_path
 from ssn.core.slices import SliceStack, cut_slices
 from ssn.core.volume import read_volume
+from ssn.train.folding import folded
 from ssn.train.network import FeatureNetwork
+from ssn.train.pseudo import insert_blobs
 
 SLICES_AT_ONCE = 24
+HALO_CELLS = 8.0  # an encoder sees about this far: healthy cells so near a blob are worth training on
 
 
 @dataclass(frozen=True)
@@ -38,66 +42,115 @@ class VolumeFeatures:
     places: Tensor
 
 
+@dataclass(frozen=True)
+class AlteredFeatures:
+    """Features of a healthy volume with pseudo-anomalies in it.
+
+    Attributes
+    ----------
+    blob : of cells that are mostly pseudo-anomaly
+    halo : of healthy cells near one, as many at most; the encoder sees the anomaly from there
+    """
+
+    blob: VolumeFeatures
+    halo: VolumeFeatures
+
+
 def stack_for(network: FeatureNetwork, path: Path) -> SliceStack:
     """Read a volume and cut it into the network's slices."""
     config = network.config
     return cut_slices(read_volume(path), config.grid, network.cells, config.normalisation)
 
 
-def occupied_places(stack: SliceStack, occupancy: float) -> NDArray[np.int64]:
-    """Places (L,) of the stack's map cells with brain in them, window counted in the canonical grid."""
-    cells = stack.occupancy.shape[1] ** 2
-    return np.flatnonzero(stack.occupancy >= occupancy) + stack.first * cells
-
-
 @torch.inference_mode()
-def compute_features(network: FeatureNetwork, stack: SliceStack) -> VolumeFeatures:
-    """Run the encoder over a stack and keep the occupied cells."""
+def compute_features(
+    network: FeatureNetwork, stack: SliceStack, windows: NDArray[np.int64] | None = None
+) -> VolumeFeatures:
+    """Run the encoder over a stack, or over some of its windows (n,), and keep the occupied cells."""
     window = network.config.grid.window
-    step = SLICES_AT_ONCE // window * window
     device = network.feature_mean.device
-    maps = []
-    for start in range(0, len(stack.slices), step):
-        batch = torch.from_numpy(stack.slices[start : start + step])[:, None].to(device)
-        maps.append(network.raw(batch).half().cpu())
-    places = torch.from_numpy(occupied_places(stack, network.config.occupancy))
-    channels_last = torch.cat(maps).permute(0, 2, 3, 1).flatten(0, 2)
-    offset = stack.first * stack.occupancy.shape[1] ** 2
-    return VolumeFeatures(channels_last[places - offset].contiguous(), places)
+    chosen = np.arange(len(stack.occupancy)) if windows is None else windows
+    slices = stack.slices.reshape(-1, window, *stack.slices.shape[1:])
+    cells = stack.occupancy[0].size
+    features, places = [], []
+    for part in np.split(chosen, range(SLICES_AT_ONCE // window, len(chosen), SLICES_AT_ONCE // window)):
+        batch = torch.from_numpy(slices[part].reshape(-1, 1, *slices.shape[2:])).to(device)
+        rows = network.raw(batch).half().cpu().permute(0, 2, 3, 1).flatten(0, 2)
+        occupied = np.flatnonzero(stack.occupancy[part] >= network.config.occupancy)
+        features.append(rows[occupied])
+        places.append((part + stack.first)[occupied // cells] * cells + occupied % cells)
+    return VolumeFeatures(torch.cat(features), torch.from_numpy(np.concatenate(places)))
 
 
-def cached_features(network: FeatureNetwork, path: Path, cache: Path, fingerprint: str) -> VolumeFeatures:
-    """Features of a volume, from `cache` if they are there.
+def compute_altered(network: FeatureNetwork, stack: SliceStack, seed: int) -> AlteredFeatures:
+    """Insert pseudo-anomalies into a healthy stack and run the encoder over the windows that they touch."""
+    window, cells = network.config.grid.window, network.cells
+    altered, mask = insert_blobs(stack, seed)
+    step = network.config.grid.plane // cells
+    covered = mask.reshape(-1, window, cells, step, cells, step).mean((1, 3, 5))
+    touched = np.flatnonzero(covered.any((1, 2)))
+    # How far each cell is, within its own window, from a blob: windows don't see each other.
+    far = np.full(covered.shape, np.inf)
+    for index in touched:
+        far[index] = distance_transform_edt(covered[index] == 0)
+    found = compute_features(network, altered, touched)
+    places = found.places.numpy() - stack.first * cells**2
+    coverage, distance = covered.ravel()[places], far.ravel()[places]
+    blob = np.flatnonzero(coverage >= 0.5)
+    halo = np.flatnonzero((coverage == 0) & (distance <= HALO_CELLS))
+    halo = np.sort(np.random.default_rng(seed).permutation(halo)[: len(blob)])
+    return AlteredFeatures(*(VolumeFeatures(found.features[i], found.places[i]) for i in (blob, halo)))
 
-    The key is the file's contents and the network's fingerprint: a changed file or encoder is computed anew.
+
+class FeatureReader:
+    """Features of volumes by one frozen network; kept in `cache`, where one is given.
+
+    A cache entry is named by the volume's contents and the network: a changed file or encoder is computed anew.
     """
-    contents = hashlib.sha256(path.read_bytes()).hexdigest()
-    entry = cache / f"{contents[:16]}-{fingerprint[:16]}.safetensors"
-    try:
-        stored = load_file(entry)
-        return VolumeFeatures(stored["features"], stored["places"])
-    except (FileNotFoundError, SafetensorError, KeyError):
-        pass
-    result = compute_features(network, stack_for(network, path))
-    cache.mkdir(parents=True, exist_ok=True)
-    with atomic_path(entry, overwrite=True) as temporary:
-        save_file({"features": result.features, "places": result.places}, temporary)
-    return result
 
+    def __init__(self, network: FeatureNetwork, cache: Path | None) -> None:
+        self._network = folded(network)
+        self._fingerprint = network.fingerprint()
+        self._cache = cache
 
-def load_features(
-    network: FeatureNetwork,
-    paths: Sequence[Path],
-    cache: Path,
-    progress: Callable[[int], None] = lambda done: None,
-) -> list[VolumeFeatures]:
-    """Features of several volumes; `progress` is called with the number done."""
-    fingerprint = network.fingerprint()
-    result = []
-    for index, path in enumerate(paths):
-        result.append(cached_features(network, path, cache, fingerprint))
-        progress(index + 1)
-    return result
+    def _kept(
+        self, path: Path, kind: str, names: Sequence[str], compute: Callable[[], Sequence[Tensor]]
+    ) -> Sequence[Tensor]:
+        """Tensors of a cache entry, computed if it is not there or damaged."""
+        if self._cache is None:
+            return compute()
+        contents = hashlib.sha256(path.read_bytes()).hexdigest()
+        entry = self._cache / f"{contents[:16]}-{self._fingerprint[:16]}{kind}.safetensors"
+        try:
+            stored = load_file(entry)
+            return [stored[name] for name in names]
+        except (FileNotFoundError, SafetensorError, KeyError):
+            pass
+        result = compute()
+        self._cache.mkdir(parents=True, exist_ok=True)
+        with atomic_path(entry, overwrite=True) as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in zip(names, result, strict=True)}, temporary)
+        return result
+
+    def features(self, path: Path, stack: SliceStack | None = None) -> VolumeFeatures:
+        """Features of a volume; `stack` is its slices, where they have been cut already."""
+
+        def compute() -> Sequence[Tensor]:
+            found = compute_features(self._network, stack or stack_for(self._network, path))
+            return found.features, found.places
+
+        return VolumeFeatures(*self._kept(path, "", ("features", "places"), compute))
+
+    def altered(self, path: Path, seed: int) -> AlteredFeatures:
+        """Features of a healthy volume with pseudo-anomalies drawn by `seed`."""
+
+        def compute() -> Sequence[Tensor]:
+            found = compute_altered(self._network, stack_for(self._network, path), seed)
+            return found.blob.features, found.blob.places, found.halo.features, found.halo.places
+
+        names = ("blob_features", "blob_places", "halo_features", "halo_places")
+        blob, blob_places, halo, halo_places = self._kept(path, f"-altered{seed}", names, compute)
+        return AlteredFeatures(VolumeFeatures(blob, blob_places), VolumeFeatures(halo, halo_places))
 
 
 def measure_whitening(volumes: Sequence[VolumeFeatures], ridge: float = 1e-3) -> tuple[Tensor, Tensor]:

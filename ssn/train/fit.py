@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from ssn.train.checkpoint import (
     restore_optimiser,
     save_checkpoint,
 )
-from ssn.train.features import VolumeFeatures, load_features, measure_whitening
+from ssn.train.features import FeatureReader, VolumeFeatures, measure_whitening
 from ssn.train.losses import LossKind, total_loss, uses_noised
 from ssn.train.network import FeatureNetwork, ModelConfig
 
@@ -33,6 +33,9 @@ class FitOptions:
     ----------
     batch : int
         Locations a step.
+    anomalies : "noise" or "image"
+        What the contrastive term pushes away: the features with noise on them, as published, or features of
+        pseudo-anomalies in the image (`ssn.train.pseudo`; extension, with `loss` "spp" only).
     noise : float
         Standard deviation of the noise that makes a synthetic anomaly of a feature, in features' units
         (standard deviations, where they are whitened).
@@ -48,14 +51,17 @@ class FitOptions:
     decay_epochs: int = 10
     decay: float = 0.9
     loss: LossKind = "spp"
+    anomalies: Literal["noise", "image"] = "noise"
     noise: float = 0.08
     share: float = 1.0
     mix: int = 1
     seed: int = 0
 
 
-# For the compact model: enough steps on the cohort in a quarter of an hour on two cores.
-COMPACT_OPTIONS = FitOptions(epochs=24, share=0.1, mix=30, decay_epochs=1, decay=0.85, noise=1.5)
+# For the compact model: enough steps on the cohort in half an hour on two cores.
+COMPACT_OPTIONS = FitOptions(epochs=24, share=0.1, mix=30, decay_epochs=1, decay=0.85, anomalies="image")
+# Of the true locations of a step: how many pseudo-anomalous ones come with them, and healthy ones near those.
+BLOB_SHARE, HALO_SHARE = 0.5, 0.25
 
 
 @dataclass(frozen=True)
@@ -92,10 +98,64 @@ def epoch_batches(
             yield together[chosen].float(), where[chosen]
 
 
+@dataclass(frozen=True)
+class _Pool:
+    """Locations of many volumes, drawn from with replacement."""
+
+    features: Tensor
+    places: Tensor
+
+    @classmethod
+    def of(cls, volumes: Sequence[VolumeFeatures]) -> _Pool:
+        return cls(torch.cat([v.features for v in volumes]), torch.cat([v.places for v in volumes]))
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        chosen = torch.randint(len(self.places), (count,), generator=generator)
+        return self.features[chosen].float(), self.places[chosen]
+
+
+@dataclass(frozen=True)
+class _Altered:
+    """Pseudo-anomalous locations, and healthy ones near them, of all training volumes."""
+
+    blob: _Pool
+    halo: _Pool
+
+
+def _log_likelihoods(
+    detector: Detector,
+    raw: Tensor,
+    places: Tensor,
+    altered: _Altered | None,
+    options: FitOptions,
+    epoch: int,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor | None]:
+    """Log-likelihoods of a batch's healthy and of its anomalous locations, in one pass.
+
+    One pass is right, because the flow has no statistics over the batch.
+    """
+    network = detector.network
+    if not uses_noised(options.loss, epoch):
+        return detector.flow(network.whitened(raw), detector.codes(places)), None
+    if altered is None:
+        features = network.whitened(raw)
+        noise = torch.randn(features.shape, generator=generator) * options.noise
+        code = detector.codes(places).repeat(2, 1)
+        true, noised = detector.flow(torch.cat([features, features + noise]), code).chunk(2)
+        return true, noised
+    blob, blob_places = altered.blob.draw(round(len(raw) * BLOB_SHARE), generator)
+    halo, halo_places = altered.halo.draw(round(len(raw) * HALO_SHARE), generator)
+    features = network.whitened(torch.cat([raw, halo, blob]))
+    both = detector.flow(features, detector.codes(torch.cat([places, halo_places, blob_places])))
+    return both[: -len(blob)], both[-len(blob) :]
+
+
 def _train_epoch(
     detector: Detector,
     optimiser: torch.optim.Optimizer,
     volumes: Sequence[VolumeFeatures],
+    altered: _Altered | None,
     options: FitOptions,
     epoch: int,
     progress: Callable[[Progress], None],
@@ -104,17 +164,8 @@ def _train_epoch(
     total = sum(max(1, round(len(v.places) * options.share)) for v in volumes)
     seen, sums = 0, {"loss": 0.0, "log_likelihood": 0.0}
     for raw, places in epoch_batches(volumes, options, generator):
-        features = detector.network.whitened(raw)
-        code = detector.codes(places)
-        noised = None
-        if uses_noised(options.loss, epoch):
-            noise = torch.randn(features.shape, generator=generator) * options.noise
-            # One pass over both halves: the flow has no statistics over the batch.
-            both = detector.flow(torch.cat([features, features + noise]), code.repeat(2, 1))
-            true, noised = both.chunk(2)
-        else:
-            true = detector.flow(features, code)
-        loss = total_loss(options.loss, true, noised, epoch=epoch, generator=generator)
+        true, anomalous = _log_likelihoods(detector, raw, places, altered, options, epoch, generator)
+        loss = total_loss(options.loss, true, anomalous, epoch=epoch, generator=generator)
         if not torch.isfinite(loss.total):
             raise DataError(f"training diverged in epoch {epoch}; try a smaller --learning-rate")
         optimiser.zero_grad(set_to_none=True)
@@ -158,6 +209,8 @@ def fit(
     """
     if not paths:
         raise DataError("there is no healthy volume to train on")
+    if options.anomalies == "image" and options.loss == "triplet":
+        raise DataError("the triplet loss compares a feature with its own noised copy; use --anomalies noise with it")
     settings = {name: value for name, value in asdict(options).items() if name != "epochs"}
     if resume:
         detector = load_checkpoint(folder)
@@ -168,7 +221,14 @@ def fit(
         torch.manual_seed(options.seed)
         detector = build_detector(config, FeatureNetwork(config, weights).eval(), options.seed)
         detector.record |= {"options": settings, "history": [], "volumes": len(paths)}
-    volumes = load_features(detector.network, paths, cache, on_volume)
+    reader = FeatureReader(detector.network, cache)
+    volumes, altered = [], []
+    for index, path in enumerate(paths):
+        volumes.append(reader.features(path))
+        if options.anomalies == "image" and options.loss == "spp":
+            altered.append(reader.altered(path, options.seed * 100_003 + index))
+        on_volume(index + 1)
+    pools = _Altered(_Pool.of([a.blob for a in altered]), _Pool.of([a.halo for a in altered])) if altered else None
     if config.whiten and not resume:
         mean, whitening = measure_whitening(volumes)
         detector.network.feature_mean.copy_(mean)
@@ -181,7 +241,7 @@ def fit(
     for epoch in range(len(history), options.epochs):
         for group in optimiser.param_groups:
             group["lr"] = options.learning_rate * options.decay ** (epoch // options.decay_epochs)
-        history.append(_train_epoch(detector, optimiser, volumes, options, epoch, progress))
+        history.append(_train_epoch(detector, optimiser, volumes, pools, options, epoch, progress))
         save_checkpoint(folder, detector, optimiser_tensors(optimiser))
     detector.flow.eval()
     return detector

@@ -19,7 +19,6 @@ from ssn.core.scoring import smooth_map, volume_score
 from ssn.core.slices import SliceStack, cut_slices
 from ssn.core.volume import read_volume
 from ssn.train.evaluate import Method, ScoredVolume
-from ssn.train.features import occupied_places
 
 ReferenceName = Literal["z-score", "pca"]
 SPACING = 3  # mm; it divides the grid
@@ -88,7 +87,7 @@ def reference_method(name: ReferenceName, healthy: HealthyVolumes, sigma: float)
     def method(path: Path) -> ScoredVolume:
         volume = read_volume(path)
         stack = cut_slices(volume, _GRID, _CELLS)
-        places = occupied_places(stack, 0.5)
+        places = stack.occupied_places(0.5)
         score_map = smooth_map(residual(_blocks(stack)).ravel()[places], places, stack, sigma)
         return ScoredVolume(score_map, stack.brain, volume_score(score_map, stack.brain, volume.zooms))
 

@@ -8,7 +8,7 @@ from brains import brain_file
 from ssn.core.errors import DataError
 from ssn.train.checkpoint import RECORD_FILE, load_checkpoint
 from ssn.train.encoder import EncoderConfig
-from ssn.train.features import VolumeFeatures, load_features, measure_whitening
+from ssn.train.features import FeatureReader, VolumeFeatures, measure_whitening
 from ssn.train.fit import FitOptions, epoch_batches, fit
 from ssn.train.network import FeatureNetwork, ModelConfig
 
@@ -73,16 +73,16 @@ def test_a_folder_that_is_no_checkpoint_is_told_so(tmp_path):
 def test_features_come_from_the_cache_the_second_time_and_follow_the_encoder(scans, tmp_path):
     torch.manual_seed(1)
     network = FeatureNetwork(TINY, "none").eval()
-    first = load_features(network, scans[:1], tmp_path)[0]
+    first = FeatureReader(network, tmp_path).features(scans[0])
     entry = next(tmp_path.iterdir())
     touched = entry.stat().st_mtime_ns
-    again = load_features(network, scans[:1], tmp_path)[0]
+    again = FeatureReader(network, tmp_path).features(scans[0])
     assert torch.equal(first.features, again.features)
     assert entry.stat().st_mtime_ns == touched
     entry.write_bytes(b"damaged")
-    assert torch.equal(load_features(network, scans[:1], tmp_path)[0].features, first.features)
+    assert torch.equal(FeatureReader(network, tmp_path).features(scans[0]).features, first.features)
     torch.manual_seed(2)
-    other = load_features(FeatureNetwork(TINY, "none").eval(), scans[:1], tmp_path)[0]
+    other = FeatureReader(FeatureNetwork(TINY, "none").eval(), tmp_path).features(scans[0])
     assert not torch.equal(first.features, other.features)
 
 

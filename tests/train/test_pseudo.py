@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+import torch
+from brains import brain_file
+
+from ssn.core.errors import DataError
+from ssn.core.geometry import GridConfig
+from ssn.core.slices import cut_slices
+from ssn.core.volume import read_volume
+from ssn.train.encoder import EncoderConfig
+from ssn.train.features import FeatureReader
+from ssn.train.fit import FitOptions, fit
+from ssn.train.network import FeatureNetwork, ModelConfig
+from ssn.train.pseudo import LEAST_CHANGE, insert_blobs
+
+TINY = ModelConfig(
+    encoder=EncoderConfig("tf_efficientnet_lite0", out_indices=(1, 2)),
+    width=None,
+    whiten=True,
+    blocks=2,
+    plane_channels=16,
+)
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory):
+    return brain_file(tmp_path_factory.mktemp("scan") / "healthy.nii.gz", lesion=False)
+
+
+@pytest.fixture(scope="module")
+def stack(scan):
+    return cut_slices(read_volume(scan), GridConfig(), 48)
+
+
+def test_blobs_change_the_brain_where_the_mask_says_and_nowhere_far_from_it(stack):
+    from scipy.ndimage import binary_dilation
+
+    altered, mask = insert_blobs(stack, seed=1)
+    change = np.abs(altered.slices - stack.slices)
+    assert mask.any()
+    assert not change[stack.slices == 0].any(), "background stays background"
+    assert change[mask].mean() > LEAST_CHANGE
+    far = ~binary_dilation(mask, iterations=4)
+    assert change[far].sum() < 0.01 * change.sum(), "a blob's edge is a few mm wide"
+    assert altered.slices.min() >= 0
+    assert altered.slices.max() <= 1
+
+
+def test_the_same_seed_draws_the_same_blobs_and_another_seed_others(stack):
+    first, again, other = (insert_blobs(stack, seed)[1] for seed in (3, 3, 4))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_blob_and_halo_cells_are_told_apart_and_kept(scan, stack, tmp_path):
+    torch.manual_seed(0)
+    network = FeatureNetwork(TINY, "none").eval()
+    found = FeatureReader(network, tmp_path).altered(scan, seed=1)
+    _, mask = insert_blobs(stack, seed=1)
+    coverage = mask.reshape(-1, 3, 48, 4, 48, 4).mean((1, 3, 5)).ravel()
+    first = stack.first * 48**2
+    assert len(found.blob.places) > 0
+    assert (coverage[found.blob.places.numpy() - first] >= 0.5).all()
+    assert (coverage[found.halo.places.numpy() - first] == 0).all()
+    assert set(found.blob.places.tolist()) <= set(stack.occupied_places(0.5).tolist())
+    again = FeatureReader(network, tmp_path).altered(scan, seed=1)
+    assert torch.equal(again.blob.features, found.blob.features)
+
+
+def test_training_pushes_pseudo_anomalies_below_healthy_locations(scan, tmp_path):
+    options = FitOptions(epochs=6, batch=1024, share=0.3, anomalies="image", learning_rate=3e-3)
+    detector = fit(TINY, [scan], tmp_path / "model", options, cache=tmp_path / "cache", weights="none")
+    reader = FeatureReader(detector.network, tmp_path / "cache")
+    healthy, altered = reader.features(scan), reader.altered(scan, 0)
+    with torch.inference_mode():
+        normal = detector.log_likelihood(healthy.features, healthy.places)
+        anomalous = detector.log_likelihood(altered.blob.features, altered.blob.places)
+    assert anomalous.median() < normal.quantile(0.1)
+
+
+def test_pseudo_anomalies_with_the_triplet_loss_are_refused(scan, tmp_path):
+    options = FitOptions(anomalies="image", loss="triplet")
+    with pytest.raises(DataError, match="--anomalies noise"):
+        fit(TINY, [scan], tmp_path, options, cache=tmp_path, weights="none")
