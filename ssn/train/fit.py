@@ -43,6 +43,9 @@ class FitOptions:
         Share of each volume's locations seen in an epoch, drawn anew each time.
     mix : int
         Volumes whose locations are shuffled together; 1 shuffles within a volume.
+    precision : "fp32" or "bf16"
+        Of the flow's matrix products; weights, sums and gradients stay in FP32. On a processor with bfloat16
+        instructions "bf16" takes a third of the time.
     """
 
     epochs: int = 30
@@ -55,11 +58,14 @@ class FitOptions:
     noise: float = 0.08
     share: float = 1.0
     mix: int = 1
+    precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = 0
 
 
 # For the compact model: enough steps on the cohort in half an hour on two cores.
-COMPACT_OPTIONS = FitOptions(epochs=24, share=0.1, mix=30, decay_epochs=1, decay=0.85, anomalies="image")
+COMPACT_OPTIONS = FitOptions(
+    epochs=24, share=0.1, mix=30, decay_epochs=1, decay=0.85, anomalies="image", precision="bf16"
+)
 # Of the true locations of a step: how many pseudo-anomalous ones come with them, and healthy ones near those.
 BLOB_SHARE, HALO_SHARE = 0.5, 0.25
 
@@ -164,7 +170,8 @@ def _train_epoch(
     total = sum(max(1, round(len(v.places) * options.share)) for v in volumes)
     seen, sums = 0, {"loss": 0.0, "log_likelihood": 0.0}
     for raw, places in epoch_batches(volumes, options, generator):
-        true, anomalous = _log_likelihoods(detector, raw, places, altered, options, epoch, generator)
+        with torch.autocast(raw.device.type, torch.bfloat16, enabled=options.precision == "bf16"):
+            true, anomalous = _log_likelihoods(detector, raw, places, altered, options, epoch, generator)
         loss = total_loss(options.loss, true, anomalous, epoch=epoch, generator=generator)
         if not torch.isfinite(loss.total):
             raise DataError(f"training diverged in epoch {epoch}; try a smaller --learning-rate")
