@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ssn.cli.console import print_version, user_errors
+
+if TYPE_CHECKING:
+    from ssn.core.bundle import Bundle
+    from ssn.core.engines import EngineEntry
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -71,40 +75,60 @@ def onnx(
 @app.command()
 def inspect(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest, and the engines' records.")] = False,
 ) -> None:
-    """Print what a bundle holds and verify every hash."""
+    """Print what a bundle and its engines hold and verify every hash."""
     with user_errors():
         import json
+        from dataclasses import asdict
 
         from ssn.core.bundle import load_bundle
+        from ssn.core.engines import find_engines, verify_engine
 
         opened = load_bundle(bundle)
         for name in opened.manifest["files"]:
             opened.read(name)
+        engines = [(entry, verify_engine(entry)) for entry in find_engines(opened)]
+        problems = [problem for _, problem in engines if problem is not None]
         if as_json:
-            typer.echo(json.dumps(opened.manifest, indent=1))
-            return
-        from rich.console import Console
-        from rich.table import Table
+            records = [
+                {"folder": entry.folder.name, "problem": problem, "record": entry.record and asdict(entry.record)}
+                for entry, problem in engines
+            ]
+            typer.echo(json.dumps({**opened.manifest, "engines": records}, indent=1))
+        else:
+            _print_bundle(opened, engines)
+        for problem in problems:
+            typer.echo(f"Error: {problem}", err=True)
+        if problems:
+            raise typer.Exit(1)
 
-        spec, calibration = opened.spec, opened.calibration
-        grid = f"{spec.grid.plane} x {spec.grid.plane} x {spec.grid.depth} mm, windows of {spec.grid.window} slices"
-        rows = {
-            "name": spec.name,
-            "modality": spec.modality,
-            "grid": grid + (" (published window)" if spec.grid.paper else ""),
-            "map cells": f"{spec.cells} x {spec.cells} x {spec.grid.windows}, {spec.features} features",
-            "encoder": str(opened.manifest.get("architecture", {}).get("encoder", {}).get("name", "?")),
-            "map threshold": f"{calibration.threshold:.2f} ({calibration.threshold_rate:.2%} of healthy brain above)",
-            "volume threshold": f"{calibration.volume_threshold:.2f} "
-            f"(5 % of {calibration.healthy_scores.size} healthy volumes above)",
-            "intended use": str(opened.manifest["intended_use"]),
-            "SHA-256": opened.digest,
-        }
-        table = Table(title=str(bundle), show_header=False)
-        for label, value in rows.items():
-            table.add_row(label, value)
-        for name, entry in opened.manifest["files"].items():
-            table.add_row(name, f"{entry['bytes'] / 1e6:.2f} MB, hash verified")
-        Console().print(table)
+
+def _print_bundle(opened: Bundle, engines: list[tuple[EngineEntry, str | None]]) -> None:
+    """Print a bundle as a table; `engines` with what is wrong with each."""
+    from rich.console import Console
+    from rich.table import Table
+
+    spec, calibration = opened.spec, opened.calibration
+    grid = f"{spec.grid.plane} x {spec.grid.plane} x {spec.grid.depth} mm, windows of {spec.grid.window} slices"
+    rows = {
+        "name": spec.name,
+        "modality": spec.modality,
+        "grid": grid + (" (published window)" if spec.grid.paper else ""),
+        "map cells": f"{spec.cells} x {spec.cells} x {spec.grid.windows}, {spec.features} features",
+        "encoder": str(opened.manifest.get("architecture", {}).get("encoder", {}).get("name", "?")),
+        "map threshold": f"{calibration.threshold:.2f} ({calibration.threshold_rate:.2%} of healthy brain above)",
+        "volume threshold": f"{calibration.volume_threshold:.2f} "
+        f"(5 % of {calibration.healthy_scores.size} healthy volumes above)",
+        "intended use": str(opened.manifest["intended_use"]),
+        "SHA-256": opened.digest,
+    }
+    table = Table(title=str(opened.folder), show_header=False)
+    for label, value in rows.items():
+        table.add_row(label, value)
+    for name, entry in opened.manifest["files"].items():
+        table.add_row(name, f"{entry['bytes'] / 1e6:.2f} MB, hash verified")
+    for entry, problem in engines:
+        size = sum(file["bytes"] for file in entry.record.files.values()) if entry.record else 0
+        table.add_row(entry.folder.name, "REFUSED" if problem else f"{size / 1e6:.2f} MB, hashes verified")
+    Console().print(table)
