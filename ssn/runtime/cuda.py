@@ -128,8 +128,8 @@ class Cuda:
         flags = self._rt.cudaHostAllocDefault
         address = int(self._check(self._rt.cudaHostAlloc(size, flags), f"pinning {size / 1e6:.0f} MB"))
         self._stack.callback(self._rt.cudaFreeHost, address)
-        memory = (ctypes.c_uint8 * size).from_address(address)
-        array = np.frombuffer(memory, np.uint8)[: int(np.prod(shape)) * kind.itemsize].view(kind).reshape(shape)
+        memory = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+        array = memory[: int(np.prod(shape)) * kind.itemsize].view(kind).reshape(shape)
         array[...] = 0
         return array
 
@@ -194,9 +194,13 @@ class Cuda:
         free, total = self._check(self._rt.cudaMemGetInfo(), "reading the GPU's memory")
         return int(free), int(total)
 
+    def drain(self) -> None:
+        """Wait until the device does nothing more for us; errors are left to those who look at results."""
+        self._rt.cudaDeviceSynchronize()
+
     def release(self) -> None:
         """Wait for the device and give everything back; doing it twice is harmless."""
-        self._rt.cudaDeviceSynchronize()  # its error was raised before, or no longer matters
+        self.drain()
         self._stack.close()
         self.allocated = 0
 

@@ -23,6 +23,17 @@ from ssn.runtime.schedule import DEVICE_STAGES, Schedule, Stage, Step, bucket
 WINDOW_PARTS, PLACE_PARTS = 2, 4
 
 
+def batch_shapes(windows: int, cells: int) -> list[tuple[int, int]]:
+    """Every (windows, places) that batches of up to `windows` windows are computed as."""
+    parts = sorted({bucket(count, windows, WINDOW_PARTS) for count in range(1, windows + 1)})
+    shapes = []
+    for part in parts:
+        most = part * cells**2
+        sizes = {bucket(-(-most * share // PLACE_PARTS), most, PLACE_PARTS) for share in range(1, PLACE_PARTS + 1)}
+        shapes += [(part, places) for places in sorted(sizes)]
+    return shapes
+
+
 @dataclass(frozen=True)
 class Slot:
     """One set of buffers; the first four are pinned host arrays, the others device addresses."""
@@ -115,13 +126,11 @@ class DevicePipeline:
 
     def _take(self, step: Step, running: dict[int, Batch], times: StageTimes) -> Iterator[NDArray[np.float32]]:
         slot, batch = self._slots[step.slot], running[step.batch]
-        ends = [self._ends[stage, number % len(self._slots)] for stage, number in step.waits]
-        if step.lane == "host":
-            for end in ends:
-                self._cuda.synchronize(end)
-            if step.stage == "fill":
-                self._fill(slot, batch)
-                return
+        if step.stage == "fill":
+            self._fill(slot, batch)
+            return
+        if step.stage == "read":
+            self._cuda.synchronize(self._ends["copy_out", slot.number])
             values = slot.results[: len(batch.places)].copy()
             for stage in DEVICE_STAGES:
                 pair = stage, slot.number
@@ -130,8 +139,8 @@ class DevicePipeline:
             yield values
             return
         stream = self._streams[step.lane]
-        for end in ends:
-            self._cuda.wait(stream, end)
+        if step.waits is not None:
+            self._cuda.wait(stream, self._ends[step.waits, slot.number])
         self._cuda.record(self._begins[step.stage, slot.number], stream)
         self._queue(step.stage, slot, batch, stream)
         self._cuda.record(self._ends[step.stage, slot.number], stream)

@@ -9,8 +9,8 @@ A batch passes six stages. Each stage reads and writes buffers of the batch's sl
     copy_out  out       values      -> results    (pinned)
     read      host      results     -> the caller
 
-With three lanes (CUDA streams) and two slots, batch k + 1 is copied in while batch k computes and batch k - 1 is
-copied out. Nothing here knows CUDA: the plan is data, so that a simulator can prove it.
+With three lanes (CUDA streams) and three slots, batch k + 1 is copied in while batch k computes and batch k - 1
+is copied out. Nothing here knows CUDA: the plan is data, so that a simulator can prove it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Literal
 Stage = Literal["fill", "copy_in", "encoder", "flow", "copy_out", "read"]
 Lane = Literal["host", "in", "compute", "out"]
 
-DEFAULT_SLOTS = 2
+DEFAULT_SLOTS = 3
 _LANES: dict[Stage, Lane] = {
     "fill": "host",
     "copy_in": "in",
@@ -48,16 +48,9 @@ WRITES: dict[Stage, tuple[str, ...]] = {
     "copy_out": ("results",),
     "read": (),
 }
-# What a stage waits for: (stage, batches earlier: 0 this batch, 1 the batch that had the slot before).
-# What stands before it in its own lane needs no wait, and what the host has done needs none either.
-_WAITS: dict[Stage, tuple[tuple[Stage, int], ...]] = {
-    "fill": (("copy_in", 1),),
-    "copy_in": (("flow", 1),),
-    "encoder": (("copy_in", 0),),
-    "flow": (("copy_out", 1),),
-    "copy_out": (("flow", 0),),
-    "read": (("copy_out", 0),),
-}
+# The stage of the same batch that a stage waits for, where that is in another lane. No batch waits for an earlier
+# one: the host reads a batch's results before it fills the slot again, and then all stages in it have ended.
+_WAITS: dict[Stage, Stage] = {"encoder": "copy_in", "copy_out": "flow", "read": "copy_out"}
 
 
 @dataclass(frozen=True)
@@ -69,14 +62,14 @@ class Step:
     batch : number of the batch, from 0
     slot : set of buffers that it works in
     lane : where it is queued; a lane's steps run in the order in which they are queued, the host's at once
-    waits : (stage, batch) of other lanes that must have ended before it begins
+    waits : stage of the same batch, in another lane, that must have ended before it begins
     """
 
     stage: Stage
     batch: int
     slot: int
     lane: Lane
-    waits: tuple[tuple[Stage, int], ...]
+    waits: Stage | None
 
 
 @dataclass(frozen=True)
@@ -105,12 +98,13 @@ class Schedule:
         def lane_of(stage: Stage) -> Lane:
             return "compute" if not self.overlap and _LANES[stage] != "host" else _LANES[stage]
 
-        lane = lane_of(stage)
-        waits = tuple((other, batch - back * self.slots) for other, back in _WAITS[stage] if lane_of(other) != lane)
-        return Step(stage, batch, batch % self.slots, lane, tuple(wait for wait in waits if wait[1] >= 0))
+        waits = _WAITS.get(stage)
+        if waits is not None and lane_of(waits) == lane_of(stage):
+            waits = None
+        return Step(stage, batch, batch % self.slots, lane_of(stage), waits)
 
     def begin(self, batch: int) -> Iterator[Step]:
-        """Steps, in the order in which the host takes them, when a batch arrives.
+        """Yield the steps, in the order in which the host takes them when a batch comes.
 
         They end by reading an earlier batch's results, so that its slot is free for the next batch.
         """
@@ -120,7 +114,7 @@ class Schedule:
             yield self._step("read", batch - self.slots + 1)
 
     def finish(self, batches: int) -> Iterator[Step]:
-        """Steps that are left when the last of `batches` batches has begun."""
+        """Yield the steps that are left when the last of `batches` batches has begun."""
         for batch in range(max(0, batches - self.slots + 1), batches):
             yield self._step("read", batch)
 
