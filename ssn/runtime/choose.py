@@ -16,7 +16,7 @@ from ssn.core.engines import (
     rebuild_command,
     refusal,
 )
-from ssn.core.errors import BackendError, BundleError, SsnError
+from ssn.core.errors import BackendError, BundleError, MemoryLimitError, SsnError
 from ssn.runtime.backend import Backend
 from ssn.runtime.machine import Machine, look
 
@@ -157,16 +157,19 @@ def open_backend(bundle: Bundle, request: Request, machine: Machine | None = Non
     ]
     if not fitting:
         raise BackendError(f"{request.backend} does not compute on {request.device}; leave out --device")
+    if request.memory_limit is not None:
+        fitting = [option for option in fitting if option.device == "cuda"]
     passed_over: list[str] = []
     warnings: list[str] = []
     for option in fitting:
         problem = option.problem
         if problem is None:
             try:
-                return Choice(_open(bundle, option, request), option.label, passed_over, warnings)
+                return Choice(open_option(bundle, option, request), option.label, passed_over, warnings)
             except SsnError as error:
-                if isinstance(error, BundleError) and option.entry is None:
-                    raise  # the bundle's own graphs: no other backend would be better off
+                # The bundle's own graphs, or the user's limit: no other backend would be better off.
+                if isinstance(error, MemoryLimitError) or (isinstance(error, BundleError) and option.entry is None):
+                    raise
                 problem = str(error)
         passed_over.append(f"{option.label}: {problem}")
         if option.entry is not None:
@@ -178,12 +181,14 @@ def open_backend(bundle: Bundle, request: Request, machine: Machine | None = Non
 
             backend = OnnxRuntimeBackend(bundle, request.threads, "tensorrt", request.memory_limit)
             return Choice(backend, f"onnxruntime with {provider}", passed_over, warnings)
+    if request.memory_limit is not None:
+        why = "; ".join(passed_over) or "--device cpu"
+        raise BackendError(f"--memory-limit bounds memory on a GPU, and none computes ({why}); on a CPU, lower --batch")
     raise BackendError("nothing can run as asked: " + "; ".join(passed_over))
 
 
-def _open(bundle: Bundle, option: Option, request: Request) -> Backend:
-    if option.device == "cpu" and request.memory_limit is not None:
-        raise BackendError("--memory-limit bounds memory on the GPU; on the CPU, lower --batch")
+def open_option(bundle: Bundle, option: Option, request: Request) -> Backend:
+    """Open one of `options`, of which nothing speaks against."""
     if option.entry is not None:
         from ssn.runtime.tensorrt import TensorRTBackend
 
