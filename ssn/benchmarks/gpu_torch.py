@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssn.export.graphs import FlowGraph
 from ssn.runtime.backend import Batch
-from ssn.runtime.device_pipeline import Slot
+from ssn.runtime.device_pipeline import PLACE_PARTS, Slot
 from ssn.runtime.memory import BatchLayout
+from ssn.runtime.schedule import bucket
 from ssn.train.checkpoint import Detector
 
 _MATMUL_SIZE = 8192
@@ -28,12 +30,14 @@ class TorchDetector(nn.Module):
     detector : stays as it is; its weights are copied
     dtype : torch.float32 or torch.float16
     compiled : pass both halves through `torch.compile`
+    device : where it computes
     """
 
-    def __init__(self, detector: Detector, dtype: torch.dtype, *, compiled: bool) -> None:
+    def __init__(self, detector: Detector, dtype: torch.dtype, *, compiled: bool = False, device: str = "cuda") -> None:
         super().__init__()
         graph = FlowGraph(detector)
         self.cells = graph.plane.shape[0]
+        self.window = detector.config.grid.window
         channels = graph.plane.shape[1]
         tables = []
         for weight, bias in graph.flow.condition_maps():
@@ -41,14 +45,18 @@ class TorchDetector(nn.Module):
             depth = graph.depth @ weight[:, channels:].T if graph.depth.shape[1] else None
             tables.append((plane, depth))
         self.tables = [
-            (plane.to("cuda", dtype), None if depth is None else depth.to("cuda", dtype)) for plane, depth in tables
+            (plane.to(device, dtype), None if depth is None else depth.to(device, dtype)) for plane, depth in tables
         ]
-        self.network = copy.deepcopy(detector.network).to("cuda", dtype, memory_format=torch.channels_last).eval()
-        self.flow = copy.deepcopy(graph.flow).to("cuda", dtype).eval()
-        self.dtype = dtype
+        network = copy.deepcopy(detector.network).to(device, dtype)
+        self.network = network.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self.flow = copy.deepcopy(graph.flow).to(device, dtype).eval()
+        self.device, self.dtype = device, dtype
         self.encode: Callable[[Tensor], Tensor] = self.network
         self.score: Callable[[Tensor, Tensor, Tensor], Tensor] = self._score
         if compiled:
+            from torch import _dynamo
+
+            _dynamo.config.cache_size_limit = 64  # shapes are few, but more than its default of 8
             self.encode = torch.compile(self.network, dynamic=False)
             self.score = torch.compile(self._score, dynamic=False)
 
@@ -65,15 +73,22 @@ class TorchDetector(nn.Module):
         return result
 
     @torch.inference_mode()
-    def run(self, batches: Sequence[Batch]) -> list[np.ndarray]:  # type: ignore[type-arg]
+    def run(self, batches: Sequence[Batch]) -> list[NDArray[np.float32]]:
         """Run batches as a plain torch program does: one after the other, each copied in and out."""
         results = []
         for batch in batches:
-            slices = torch.from_numpy(batch.slices).to("cuda", self.dtype, memory_format=torch.channels_last)
-            places = torch.from_numpy(batch.places).to("cuda")
-            first = torch.tensor([batch.first], device="cuda")
-            results.append(self.score(self.encode(slices), places, first).float().cpu().numpy())
+            slices = torch.from_numpy(batch.slices).to(self.device, self.dtype, memory_format=torch.channels_last)
+            places = torch.from_numpy(self._padded(batch)).to(self.device)
+            first = torch.tensor([batch.first], device=self.device)
+            values = self.score(self.encode(slices), places, first).float().cpu().numpy()
+            results.append(values[: len(batch.places)])
         return results
+
+    def _padded(self, batch: Batch) -> NDArray[np.int64]:
+        """Places at one of the pipeline's own few sizes: a compiled function is compiled for each."""
+        most = len(batch.slices) // self.window * self.cells
+        size = bucket(len(batch.places), most, PLACE_PARTS)
+        return np.pad(batch.places, (0, size - len(batch.places)), mode="edge")
 
 
 class TorchStages:

@@ -99,7 +99,7 @@ def _commit() -> str | None:
     root = Path(__file__).parents[2]
     try:
         described = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--exclude=*"],  # noqa: S607
+            ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
             cwd=root,
             capture_output=True,
             text=True,
