@@ -132,3 +132,15 @@ def _print_bundle(opened: Bundle, engines: list[tuple[EngineEntry, str | None]])
         size = sum(file["bytes"] for file in entry.record.files.values()) if entry.record else 0
         table.add_row(entry.folder.name, "REFUSED" if problem else f"{size / 1e6:.2f} MB, hashes verified")
     Console().print(table)
+
+
+@app.command()
+def doctor(
+    bundle: Annotated[Path | None, typer.Argument(help="Bundle folder; the packaged T1 model if not given.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
+) -> None:
+    """Say what this machine has, whether a bundle and its engines are whole, and what would run."""
+    from ssn.cli.doctor import print_doctor
+    from ssn.runtime.packaged import DEFAULT_BUNDLE
+
+    print_doctor(bundle or DEFAULT_BUNDLE, as_json=as_json)
