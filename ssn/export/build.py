@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from ssn import __version__
@@ -22,6 +21,7 @@ from ssn.core.engines import (
     Precision,
     find_engines,
     read_engine,
+    refusal,
     refuse_existing_engines,
     write_engines,
 )
@@ -32,7 +32,6 @@ from ssn.export.parity import (
     TOLERANCES,
     Answer,
     Drift,
-    Method,
     Sample,
     answers,
     as_record,
@@ -47,7 +46,6 @@ from ssn.runtime.onnxruntime import OnnxRuntimeBackend
 DEFAULT_MAX_BATCH = 48
 _TOOLS = ("onnx", "onnxruntime", "numpy")
 Report = Callable[[str, int, int], None]  # what is being done, step, steps
-OnDevice = Callable[[Bundle, Path], Method]
 
 
 @dataclass(frozen=True)
@@ -69,10 +67,10 @@ class BuildOptions:
 def build_engines(
     bundle: Bundle,
     samples: Sequence[Sample],
-    options: BuildOptions,
+    options: BuildOptions = BuildOptions(),
     *,
+    healthy: Sequence[Sample] | None = None,
     device: Device | None,
-    on_device: Callable[[Bundle], Sequence[Answer]] | None = None,
     overwrite: bool = False,
     report: Report = lambda what, step, steps: None,
 ) -> tuple[Path, EngineRecord]:
@@ -80,9 +78,9 @@ def build_engines(
 
     Parameters
     ----------
-    samples : volumes that the drift is measured on; healthy ones, from which INT8 takes its ranges
+    samples : volumes that the drift is measured on
+    healthy : those that INT8 takes its ranges from; `samples` if not given
     device : this machine's GPU, None if it has none
-    on_device : runs the only engines of a bundle on the samples; called where the engines can run here
     report : called as the work goes on
 
     Raises
@@ -110,7 +108,7 @@ def build_engines(
         options.precision,
         samples,
         reference,
-        healthy=[sample.stack.slices for sample in samples],
+        healthy=[sample.stack.slices for sample in (samples if healthy is None else healthy)],
         tried=lambda count: report("measuring the drift", count, count + 1),
     )
     built = _build_both(module, variant, bundle, windows, target, options, _old_cache(bundle, key), report)
@@ -125,15 +123,15 @@ def build_engines(
         outputs={name: engine.outputs for name, engine in built.items()},
         build=_provenance(module, variant, samples, options, device, built),
     )
-    if device is not None and on_device is not None:
-        report("checking the engine", 0, 1)
-        drift = _drift_on_device(bundle, record, blobs, samples, reference, on_device)
+    if refusal(record, bundle, device, module.__name__, module.__version__) is None:
+        report("checking the engines", 0, 1)
+        drift = _drift_on_gpu(bundle, record, blobs, samples, reference)
         record = replace(record, build={**record.build, "drift_on_gpu": asdict(drift)})
     return write_engines(bundle, record, blobs, overwrite=overwrite), record
 
 
 def _old_cache(bundle: Bundle, key: EngineKey) -> bytes:
-    """Timing cache of engines of the same key that are about to be replaced."""
+    """Read the timing cache of engines of the same key that are about to be replaced."""
     for entry in find_engines(bundle):
         if entry.record is not None and entry.record.key.slug == key.slug and TIMING_CACHE in entry.record.files:
             try:
@@ -144,7 +142,7 @@ def _old_cache(bundle: Bundle, key: EngineKey) -> bytes:
 
 
 def _build_both(
-    module: ModuleType,
+    module: Any,
     variant: Variant,
     bundle: Bundle,
     windows: int,
@@ -191,19 +189,22 @@ def _build_both(
     return built
 
 
-def _drift_on_device(
+def _drift_on_gpu(
     bundle: Bundle,
     record: EngineRecord,
     blobs: dict[str, bytes],
     samples: Sequence[Sample],
     reference: Sequence[Answer],
-    on_device: Callable[[Bundle], Sequence[Answer]],
 ) -> Drift:
     """Measure the engines themselves, from a scratch folder, before anything is written into the bundle."""
+    from ssn.runtime.tensorrt import TensorRTBackend
+
     with tempfile.TemporaryDirectory() as scratch:
         trial = replace(bundle, folder=Path(scratch))
         write_engines(trial, record, blobs)
-        drift = measure(bundle, samples, reference, on_device(trial))
+        (entry,) = find_engines(trial)
+        with TensorRTBackend(trial, entry) as backend:
+            drift = measure(bundle, samples, reference, answers(bundle, samples, method_of(bundle, backend)))
     if beyond := excesses(drift, TOLERANCES[record.key.precision]):
         raise ExportError(
             f"{bundle.folder}: the {record.key.precision} engine is not written, because on this GPU its maps drift "
@@ -213,7 +214,7 @@ def _drift_on_device(
 
 
 def _provenance(
-    module: ModuleType,
+    module: Any,
     variant: Variant,
     samples: Sequence[Sample],
     options: BuildOptions,

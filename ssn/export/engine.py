@@ -13,7 +13,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 from ssn.core.engines import ANY_GPU, Device, TensorSpec
@@ -46,7 +45,7 @@ class BuiltEngine:
     about: Mapping[str, Any]
 
 
-def load_builder(device: Device | None) -> ModuleType:
+def load_builder(device: Device | None) -> Any:
     """Import the TensorRT that can build here: the full one needs a GPU, TensorRT-RTX does not.
 
     Raises
@@ -70,7 +69,7 @@ def load_builder(device: Device | None) -> ModuleType:
     )
 
 
-def choose_target(module: ModuleType, wanted: str | None, device: Device | None) -> Target:
+def choose_target(module: Any, wanted: str | None, device: Device | None) -> Target:
     """Choose what to build for: "current", "any" or "sm86" and its like.
 
     Parameters
@@ -105,7 +104,7 @@ def choose_target(module: ModuleType, wanted: str | None, device: Device | None)
 class _Log:
     """Keeps the first error: the later ones follow from it."""
 
-    def __init__(self, module: ModuleType) -> None:
+    def __init__(self, module: Any) -> None:
         self.first = ""
         outer = self
 
@@ -122,7 +121,7 @@ class _Log:
         self.logger = Logger()
 
 
-def _monitor(module: ModuleType, progress: Progress) -> Any:
+def _monitor(module: Any, progress: Progress) -> Any:
     """Make the builder's progress monitor; Ctrl-C ends the build."""
 
     class Monitor(module.IProgressMonitor):  # type: ignore[misc]
@@ -148,7 +147,7 @@ def _monitor(module: ModuleType, progress: Progress) -> Any:
 
 
 def build_engine(
-    module: ModuleType,
+    module: Any,
     graph: bytes,
     shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]],
     target: Target,
@@ -235,7 +234,7 @@ def _set_bits(flags: Any, bits: int) -> list[str]:
     return sorted(name for name, flag in flags.__members__.items() if bits >> int(flag) & 1)
 
 
-def inspect_engine(module: ModuleType, data: bytes) -> list[str]:
+def inspect_engine(module: Any, data: bytes) -> list[str]:
     """Names of an engine's layers as TensorRT fused them, by its engine inspector; on a GPU only.
 
     The caller has just built `data` and has a device: without one, deserialising is not safe in every version.

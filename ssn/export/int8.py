@@ -51,8 +51,10 @@ def quantise(encoder: ModelProto, stacks: Sequence[NDArray[np.float32]], exclude
     try:
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / "int8.onnx"
+            own = ModelProto()  # the quantiser moves the weights of what it is given to a file of its own
+            own.CopyFrom(encoder)
             quantize_static(
-                encoder,
+                own,
                 path,
                 _Slices(batches()),
                 quant_format=QuantFormat.QDQ,

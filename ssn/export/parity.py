@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -108,12 +109,14 @@ def prepare(bundle: Bundle, path: Path, mask: Path | None = None) -> Sample:
     VolumeError
         If one of them cannot be read.
     DataError
-        If they have different shapes.
+        If they have different shapes, or scikit-learn isn't installed.
     """
     volume, spec = read_volume(path), bundle.spec
     stack = cut_slices(volume, spec.grid, spec.cells, spec.normalisation)
     lesion = None
     if mask is not None:
+        if find_spec("sklearn") is None:
+            raise DataError(f"{mask}: AUROC needs scikit-learn; pip install scikit-learn, or leave out the mask")
         lesion = read_volume(mask).data > 0
         if lesion.shape != volume.data.shape:
             raise DataError(f"{mask}: has shape {lesion.shape} and {path} has {volume.data.shape}; give its own mask")

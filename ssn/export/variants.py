@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,19 +65,17 @@ def with_graphs(bundle: Bundle, graphs: Mapping[str, bytes]) -> VariantBundle:
 
 def convert(
     models: Mapping[str, ModelProto],
-    precision: Precision,
+    precision: Literal["fp16", "int8"],
     kept: Collection[Node] = (),
     healthy: Sequence[NDArray[np.float32]] = (),
 ) -> dict[str, ModelProto]:
-    """Convert both graphs to a precision.
+    """Convert both FP32 graphs to a lower precision.
 
     Parameters
     ----------
     kept : nodes that stay in FP32
     healthy : slices (D, H, W) of healthy volumes, for the ranges of INT8
     """
-    if precision == "fp32":
-        return dict(models)
     single = {graph: {node.name for node in kept if node.graph == graph} for graph in GRAPHS}
     encoder, flow = models[ENCODER_FILE], models[FLOW_FILE]
     if precision == "int8":
@@ -121,6 +119,9 @@ def make_variant(
         If nothing that is kept in FP32 helps.
     """
     models = {name: read_model(bundle.read(name)) for name in GRAPHS}
+    if precision == "fp32":  # the reference's own graphs
+        same = {name: bundle.read(name) for name in GRAPHS}
+        return Variant(precision, same, same, (), measure(bundle, samples, reference, reference))
     count = 0
 
     def attempt(kept: Collection[Node]) -> Variant:
@@ -128,7 +129,7 @@ def make_variant(
         count += 1
         tried(count)
         made = convert(models, precision, kept, healthy)
-        on_cpu = {name: rounded(model) for name, model in made.items()} if precision != "fp32" else made
+        on_cpu = {name: rounded(model) for name, model in made.items()}
         as_bytes = [{name: model.SerializeToString() for name, model in part.items()} for part in (made, on_cpu)]
         with OnnxRuntimeBackend(with_graphs(bundle, as_bytes[1])) as backend:
             given = answers(bundle, samples, method_of(bundle, backend))

@@ -163,7 +163,7 @@ def open_backend(bundle: Bundle, request: Request, machine: Machine | None = Non
         problem = option.problem
         if problem is None:
             try:
-                return Choice(_open(bundle, option, request), option.label, passed_over, warnings)
+                return Choice(open_option(bundle, option, request), option.label, passed_over, warnings)
             except SsnError as error:
                 if isinstance(error, BundleError) and option.entry is None:
                     raise  # the bundle's own graphs: no other backend would be better off
@@ -181,7 +181,8 @@ def open_backend(bundle: Bundle, request: Request, machine: Machine | None = Non
     raise BackendError("nothing can run as asked: " + "; ".join(passed_over))
 
 
-def _open(bundle: Bundle, option: Option, request: Request) -> Backend:
+def open_option(bundle: Bundle, option: Option, request: Request) -> Backend:
+    """Open one of `options`, of which nothing speaks against."""
     if option.device == "cpu" and request.memory_limit is not None:
         raise BackendError("--memory-limit bounds memory on the GPU; on the CPU, lower --batch")
     if option.entry is not None:
