@@ -7,15 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ssn.core.bundle import Bundle
-from ssn.core.engines import (
-    ENCODER_ENGINE,
-    FLOW_ENGINE,
-    EngineEntry,
-    find_engines,
-    read_engine,
-    rebuild_command,
-    refusal,
-)
+from ssn.core.engines import EngineEntry, find_engines, rebuild_command, refusal, verify_engine
 from ssn.core.errors import BackendError, BundleError, MemoryLimitError, SsnError
 from ssn.runtime.backend import Backend
 from ssn.runtime.machine import Machine, look
@@ -99,8 +91,7 @@ def engine_problem(entry: EngineEntry, bundle: Bundle, machine: Machine, *, veri
     problem = refusal(entry.record, bundle, machine.device, builder, installed or "none")
     if problem is None and verify:
         try:
-            for name in (ENCODER_ENGINE, FLOW_ENGINE):
-                read_engine(entry, name)
+            verify_engine(entry)
         except BundleError as error:
             return str(error)
     return problem

@@ -1,0 +1,153 @@
+"""A bundle's graphs in another precision, and the gate that they must pass before an engine is made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, Bundle
+from ssn.core.engines import Precision
+from ssn.core.errors import ExportError
+from ssn.export.culprits import find_culprits, stages
+from ssn.export.parity import TOLERANCES, Answer, Drift, Sample, answers, excesses, measure, method_of
+from ssn.export.precision import likelihood_sums, read_model, rounded, to_half
+from ssn.runtime.onnxruntime import OnnxRuntimeBackend
+
+GRAPHS = (ENCODER_FILE, FLOW_FILE)
+
+
+class Node(NamedTuple):
+    """A node of one of the two graphs."""
+
+    graph: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A bundle's graphs in one precision.
+
+    Attributes
+    ----------
+    graphs : what the engines are built from
+    on_cpu : FP32 graphs that compute the same values, rounding included
+    kept : nodes that stay in FP32 because the maps would drift otherwise
+    drift : from the FP32 graphs, measured with `on_cpu`
+    """
+
+    precision: Precision
+    graphs: Mapping[str, bytes]
+    on_cpu: Mapping[str, bytes]
+    kept: tuple[Node, ...]
+    drift: Drift
+
+
+@dataclass(frozen=True)
+class VariantBundle(Bundle):
+    """A bundle whose graphs are replaced, so that any backend runs them."""
+
+    graphs: Mapping[str, bytes]
+
+    def read(self, name: str) -> bytes:
+        """One of the replaced graphs."""
+        return self.graphs[name]
+
+
+def with_graphs(bundle: Bundle, graphs: Mapping[str, bytes]) -> VariantBundle:
+    """Replace a bundle's graphs, in memory."""
+    return VariantBundle(bundle.folder, bundle.manifest, bundle.digest, bundle.spec, bundle.calibration, graphs)
+
+
+def convert(
+    models: Mapping[str, ModelProto],
+    precision: Literal["fp16", "int8"],
+    kept: Collection[Node] = (),
+    healthy: Sequence[NDArray[np.float32]] = (),
+) -> dict[str, ModelProto]:
+    """Convert both FP32 graphs to a lower precision.
+
+    Parameters
+    ----------
+    kept : nodes that stay in FP32
+    healthy : slices (D, H, W) of healthy volumes, for the ranges of INT8
+    """
+    single = {graph: {node.name for node in kept if node.graph == graph} for graph in GRAPHS}
+    encoder, flow = models[ENCODER_FILE], models[FLOW_FILE]
+    if precision == "int8":
+        quantised = read_model(_quantised(encoder, healthy, single[ENCODER_FILE]))
+        # FP16 at its edges only: between the pairs it is integers already.
+        encoder = to_half(quantised, {node.name for node in quantised.graph.node})
+    else:
+        encoder = to_half(encoder, single[ENCODER_FILE])
+    return {ENCODER_FILE: encoder, FLOW_FILE: to_half(flow, likelihood_sums(flow) | single[FLOW_FILE])}
+
+
+def _quantised(encoder: ModelProto, healthy: Sequence[NDArray[np.float32]], exclude: Collection[str]) -> bytes:
+    from ssn.export.int8 import quantise
+
+    data: bytes = quantise(encoder, healthy, exclude).SerializeToString()
+    return data
+
+
+def make_variant(
+    bundle: Bundle,
+    precision: Precision,
+    samples: Sequence[Sample],
+    reference: Sequence[Answer],
+    *,
+    healthy: Sequence[NDArray[np.float32]] = (),
+    tried: Callable[[int], None] = lambda count: None,
+) -> Variant:
+    """Convert a bundle's graphs and keep the maps within the precision's tolerance.
+
+    Where they drift further, the nodes to blame are found by bisection, over the stages of both graphs first and the
+    nodes in them then, and stay in FP32.
+
+    Parameters
+    ----------
+    reference : what the FP32 graphs say of the samples
+    tried : called with the number of conversions that were measured
+
+    Raises
+    ------
+    ExportError
+        If nothing that is kept in FP32 helps.
+    """
+    models = {name: read_model(bundle.read(name)) for name in GRAPHS}
+    if precision == "fp32":  # the reference's own graphs
+        same = {name: bundle.read(name) for name in GRAPHS}
+        return Variant(precision, same, same, (), measure(bundle, samples, reference, reference))
+    count = 0
+
+    def attempt(kept: Collection[Node]) -> Variant:
+        nonlocal count
+        count += 1
+        tried(count)
+        made = convert(models, precision, kept, healthy)
+        on_cpu = {name: rounded(model) for name, model in made.items()}
+        as_bytes = [{name: model.SerializeToString() for name, model in part.items()} for part in (made, on_cpu)]
+        with OnnxRuntimeBackend(with_graphs(bundle, as_bytes[1])) as backend:
+            given = answers(bundle, samples, method_of(bundle, backend))
+        drift = measure(bundle, samples, reference, given)
+        return Variant(precision, as_bytes[0], as_bytes[1], tuple(sorted(kept)), drift)
+
+    def passes(parts: Sequence[Sequence[Node]]) -> bool:
+        return not excesses(attempt([node for part in parts for node in part]).drift, TOLERANCES[precision])
+
+    variant = attempt(())
+    if not excesses(variant.drift, TOLERANCES[precision]):
+        return variant
+    parts = [[Node(graph, name) for name in stage] for graph in GRAPHS for stage in stages(models[graph])]
+    if not passes(parts):
+        beyond = "; ".join(excesses(variant.drift, TOLERANCES[precision]))
+        raise ExportError(
+            f"{bundle.folder}: no {precision} engine is made, because its maps would drift whatever is kept in FP32 "
+            f"({beyond}); build with --precision fp32"
+        )
+    suspects = [[node] for part in find_culprits(parts, passes) for node in part]
+    return attempt([node for (node,) in find_culprits(suspects, passes)])
