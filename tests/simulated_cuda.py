@@ -29,6 +29,7 @@ class SimulatedCuda:
         self.launches = 0
         self.error = None
         self.allocated = 0
+        self.released = False
 
     def stream(self):
         work = queue.Queue()

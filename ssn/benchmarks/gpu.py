@@ -151,6 +151,8 @@ def _measure_model(
     part["flops"] = _attempt(lambda: _flops(detector, batches, bundle.spec.grid.window))
     yield "building engines"
     part["engines"] = _attempt(lambda: _build(bundle, scan, device, max_batch))
+    yield "comparing every backend"
+    part["check"] = _attempt(lambda: _check(bundle, scan))
     yield "TensorRT"
     part["tensorrt"] = _attempt(lambda: _tensorrt(bundle, stack, batches, scan, rounds))
     yield "ONNX Runtime with CUDA"
@@ -221,6 +223,14 @@ def _build(bundle: Bundle, scan: Path, device: Device, max_batch: int) -> Report
         "bytes": {name: entry["bytes"] for name, entry in record.files.items()},
         "build": json.loads(json.dumps(asdict(record)["build"], default=str)),
     }
+
+
+def _check(bundle: Bundle, scan: Path) -> list[Report]:
+    """Do what `ssn-export check` does."""
+    from ssn.export.check import check_bundle
+    from ssn.export.parity import prepare
+
+    return [asdict(row) for row in check_bundle(bundle, [prepare(bundle, scan)])]
 
 
 def _consume(runner: _Runner, batches: Sequence[Batch], times: StageTimes) -> None:

@@ -89,12 +89,7 @@ def engine_problem(entry: EngineEntry, bundle: Bundle, machine: Machine, *, veri
         package = builder.replace("_", "-")
         return f"{entry.folder}: needs {builder} {entry.record.key.builder_version}: pip install {package}"
     problem = refusal(entry.record, bundle, machine.device, builder, installed or "none")
-    if problem is None and verify:
-        try:
-            verify_engine(entry)
-        except BundleError as error:
-            return str(error)
-    return problem
+    return verify_engine(entry) if problem is None and verify else problem
 
 
 def options(bundle: Bundle, machine: Machine, *, verify: bool = False) -> Iterator[Option]:
