@@ -22,12 +22,13 @@ def machine(device=GPU, *, rtx=VERSION, openvino=None, providers=("CPUExecutionP
     return Machine(device, "" if device else "no NVIDIA GPU", modules, "1.32.0", providers)
 
 
-def write(bundle, *, gpu=GPU.name, capability="90", version=VERSION, precision="fp16", graphs=None):
+def write(bundle, *, gpu=GPU.name, capability="90", version=VERSION, precision="fp16", graphs=None, blobs=None):
     """Write an engine's folder and return it."""
-    blobs = {ENCODER_ENGINE: b"encoder", FLOW_ENGINE: b"flow"}
+    blobs = blobs or {ENCODER_ENGINE: b"encoder", FLOW_ENGINE: b"flow"}
+    edge = "float32" if precision == "fp32" else "float16"
     spec = bundle.spec
-    features = TensorSpec("features", "float16", (-1, spec.features, spec.cells, spec.cells))
-    slices = TensorSpec("slices", "float16", (-1, 1, spec.grid.plane, spec.grid.plane))
+    features = TensorSpec("features", edge, (-1, spec.features, spec.cells, spec.cells))
+    slices = TensorSpec("slices", edge, (-1, 1, spec.grid.plane, spec.grid.plane))
     places, first = TensorSpec("places", "int64", (-1,)), TensorSpec("first", "int64", (1,))
     record = EngineRecord(
         key=EngineKey("tensorrt_rtx", version, gpu, capability, precision, 8),

@@ -170,7 +170,8 @@ def open_backend(bundle: Bundle, request: Request, machine: Machine | None = Non
     if request.memory_limit is not None:
         why = "; ".join(passed_over) or "--device cpu"
         raise BackendError(f"--memory-limit bounds memory on a GPU, and none computes ({why}); on a CPU, lower --batch")
-    raise BackendError("nothing can run as asked: " + "; ".join(passed_over))
+    remedy = "" if machine.device else ". On the CPU: leave out --backend and --device"
+    raise BackendError("nothing can run as asked: " + "; ".join(passed_over) + remedy)
 
 
 def open_option(bundle: Bundle, option: Option, request: Request) -> Backend:

@@ -100,7 +100,7 @@ def as_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(("bundle", f"PROBLEM: {bundle['problem']}"))
     else:
         lines.append(("bundle", f"{bundle['name']}, {len(bundle['files'])} files, hashes verified: {bundle['folder']}"))
-    lines += [("engine", f"{engine['engine']}: {engine['problem'] or 'may run here'}") for engine in report["engines"]]
+    lines += [("engine", engine["problem"] or f"{engine['engine']}: may run here") for engine in report["engines"]]
     for way in report["ways"]:
         lines.append(("way", f"{way['way']}: {way['problem'] or 'can run'}"))
     lines.append(("would run", report["would_run"] or "nothing: see the problem above"))
