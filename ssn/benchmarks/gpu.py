@@ -173,7 +173,11 @@ def _make_bundle(model: ModelName, folder: Path, scan: Path) -> tuple[Detector, 
 
     torch.manual_seed(0)
     config = ModelConfig() if model == "wide_resnet50_2" else ModelConfig.compact()
-    detector = build_detector(config, FeatureNetwork(config, weights="none").eval(), seed=0)
+    network = FeatureNetwork(config, weights="none").eval()
+    stack = cut_slices(read_volume(scan), config.grid, network.cells, config.normalisation)
+    middle = len(stack.slices) // 2 // config.grid.window * config.grid.window
+    _settle(network, torch.from_numpy(stack.slices[middle : middle + 4 * config.grid.window, None]))
+    detector = build_detector(config, network, seed=0)
     detector.flow.eval()
     shape = (config.grid.windows, detector.network.cells, detector.network.cells)
 
@@ -190,10 +194,24 @@ def _make_bundle(model: ModelName, folder: Path, scan: Path) -> tuple[Detector, 
         return export_bundle(detector, calibration, folder, name=model, modality="none", overwrite=True)
 
     bundle = export(0.0, 1.0)
-    stack = cut_slices(read_volume(scan), config.grid, bundle.spec.cells, config.normalisation)
     with OnnxRuntimeBackend(bundle) as backend:
         _, values = run_batches(backend, stack, bundle.spec.occupancy, 24, StageTimes())
     return detector, export(float(values.mean()), float(max(values.std(), 1e-3)))
+
+
+def _settle(network: Any, slices: Any) -> None:
+    """Take the batch statistics of real slices: under random weights activations else grow beyond FP16."""
+    import torch
+
+    norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over what it sees, and not a moving one
+        norm.train()
+    with torch.no_grad():
+        network.raw(slices)
+    for norm in norms:
+        norm.eval()
 
 
 def _flops(detector: Detector, batches: Sequence[Batch], window: int) -> Report:
