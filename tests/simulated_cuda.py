@@ -20,6 +20,11 @@ class _Record:
         self.at = 0.0
 
 
+class _Stream(queue.Queue):
+    def __int__(self):
+        return id(self)
+
+
 class SimulatedCuda:
     def __init__(self, seed=0, pause=2e-4, graphs_fail=False):
         self._random = random.Random(seed)
@@ -29,9 +34,11 @@ class SimulatedCuda:
         self.launches = 0
         self.error = None
         self.allocated = 0
+        self.released = False
+        self.device = None
 
     def stream(self):
-        work = queue.Queue()
+        work = _Stream()
         thread = threading.Thread(target=self._work_off, args=(work,), daemon=True)
         thread.start()
         self._threads.append(thread)
@@ -44,6 +51,10 @@ class SimulatedCuda:
                 task()
             except BaseException as error:
                 self.error = error
+
+    @property
+    def capturing(self):
+        return self._recording is not None
 
     def put(self, stream, task, pause=True):
         """Queue work, as a kernel launch does; into the graph if one is being captured."""
@@ -120,6 +131,16 @@ class SimulatedCuda:
         self.launches += 1
         for task in graph:
             stream.put(task)
+
+    def drain(self):
+        for stream in self._queues:
+            self.synchronize_stream(stream)
+
+    def release(self):
+        if not self.released:
+            self.drain()
+            self.released = True
+            self.close()
 
     def close(self):
         for work in self._queues:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -51,7 +52,7 @@ class Backend(Protocol):
     def describe(self) -> dict[str, Any]:
         """Say what runs, for the record: provider, threads, versions."""
 
-    def run(self, batches: Iterable[Batch], times: StageTimes) -> Iterator[NDArray[np.float32]]:
+    def run(self, batches: Iterable[Batch], times: StageTimes) -> Generator[NDArray[np.float32], None, None]:
         """Log-likelihood per dimension (L,) of each batch's places, in order.
 
         It may take the next batches before it gives a result: that is how copies and computing overlap.
@@ -101,7 +102,9 @@ def run_batches(
     window, windows = stack.placement.grid.window, len(stack.occupancy)
     batches = list(plan_batches(stack, occupancy, slices))  # views: they cost nothing
     values = []
-    for batch, result in zip(batches, backend.run(batches, times), strict=True):
-        values.append(result)
-        progress((batch.first - stack.first + len(batch.slices) / window) / windows)
+    # Closed before the backend is, also on Ctrl-C: what is queued must end while its buffers are there.
+    with closing(backend.run(batches, times)) as results:
+        for batch, result in zip(batches, results, strict=True):
+            values.append(result)
+            progress((batch.first - stack.first + len(batch.slices) / window) / windows)
     return np.concatenate([batch.places for batch in batches]), np.concatenate(values)

@@ -7,16 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ssn.core.bundle import Bundle
-from ssn.core.engines import (
-    ENCODER_ENGINE,
-    FLOW_ENGINE,
-    EngineEntry,
-    find_engines,
-    read_engine,
-    rebuild_command,
-    refusal,
-)
-from ssn.core.errors import BackendError, BundleError, SsnError
+from ssn.core.engines import EngineEntry, find_engines, rebuild_command, refusal, verify_engine
+from ssn.core.errors import BackendError, BundleError, MemoryLimitError, SsnError
 from ssn.runtime.backend import Backend
 from ssn.runtime.machine import Machine, look
 
@@ -97,13 +89,7 @@ def engine_problem(entry: EngineEntry, bundle: Bundle, machine: Machine, *, veri
         package = builder.replace("_", "-")
         return f"{entry.folder}: needs {builder} {entry.record.key.builder_version}: pip install {package}"
     problem = refusal(entry.record, bundle, machine.device, builder, installed or "none")
-    if problem is None and verify:
-        try:
-            for name in (ENCODER_ENGINE, FLOW_ENGINE):
-                read_engine(entry, name)
-        except BundleError as error:
-            return str(error)
-    return problem
+    return verify_engine(entry) if problem is None and verify else problem
 
 
 def options(bundle: Bundle, machine: Machine, *, verify: bool = False) -> Iterator[Option]:
@@ -157,6 +143,8 @@ def open_backend(bundle: Bundle, request: Request, machine: Machine | None = Non
     ]
     if not fitting:
         raise BackendError(f"{request.backend} does not compute on {request.device}; leave out --device")
+    if request.memory_limit is not None:
+        fitting = [option for option in fitting if option.device == "cuda"]
     passed_over: list[str] = []
     warnings: list[str] = []
     for option in fitting:
@@ -165,8 +153,9 @@ def open_backend(bundle: Bundle, request: Request, machine: Machine | None = Non
             try:
                 return Choice(open_option(bundle, option, request), option.label, passed_over, warnings)
             except SsnError as error:
-                if isinstance(error, BundleError) and option.entry is None:
-                    raise  # the bundle's own graphs: no other backend would be better off
+                # The bundle's own graphs, or the user's limit: no other backend would be better off.
+                if isinstance(error, MemoryLimitError) or (isinstance(error, BundleError) and option.entry is None):
+                    raise
                 problem = str(error)
         passed_over.append(f"{option.label}: {problem}")
         if option.entry is not None:
@@ -178,13 +167,15 @@ def open_backend(bundle: Bundle, request: Request, machine: Machine | None = Non
 
             backend = OnnxRuntimeBackend(bundle, request.threads, "tensorrt", request.memory_limit)
             return Choice(backend, f"onnxruntime with {provider}", passed_over, warnings)
-    raise BackendError("nothing can run as asked: " + "; ".join(passed_over))
+    if request.memory_limit is not None:
+        why = "; ".join(passed_over) or "--device cpu"
+        raise BackendError(f"--memory-limit bounds memory on a GPU, and none computes ({why}); on a CPU, lower --batch")
+    remedy = "" if machine.device else ". On the CPU: leave out --backend and --device"
+    raise BackendError("nothing can run as asked: " + "; ".join(passed_over) + remedy)
 
 
 def open_option(bundle: Bundle, option: Option, request: Request) -> Backend:
     """Open one of `options`, of which nothing speaks against."""
-    if option.device == "cpu" and request.memory_limit is not None:
-        raise BackendError("--memory-limit bounds memory on the GPU; on the CPU, lower --batch")
     if option.entry is not None:
         from ssn.runtime.tensorrt import TensorRTBackend
 

@@ -93,6 +93,7 @@ class Cuda:
         self._rt = _runtime()
         self._stack = ExitStack()
         self.allocated = 0  # bytes on the device
+        self.released = False
         self._check(self._rt.cudaSetDevice(index), "cudaSetDevice")
 
     def _check(self, result: tuple[Any, ...], what: str) -> Any:
@@ -201,6 +202,7 @@ class Cuda:
     def release(self) -> None:
         """Wait for the device and give everything back; doing it twice is harmless."""
         self.drain()
+        self.released = True
         self._stack.close()
         self.allocated = 0
 

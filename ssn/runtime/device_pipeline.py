@@ -5,7 +5,7 @@ What computes is given from outside (`Stages`): TensorRT in the product, other f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -107,7 +107,7 @@ class DevicePipeline:
             device_values=cuda.device_buffer(places * 4),
         )
 
-    def run(self, batches: Iterable[Batch], times: StageTimes) -> Iterator[NDArray[np.float32]]:
+    def run(self, batches: Iterable[Batch], times: StageTimes) -> Generator[NDArray[np.float32], None, None]:
         """Log-likelihood per dimension (L,) of each batch, in order. Stage times are the device's own."""
         running: dict[int, Batch] = {}
         count = 0
@@ -120,7 +120,9 @@ class DevicePipeline:
             for step in self._schedule.finish(count):
                 yield from self._take(step, running, times)
         finally:
-            if running:  # the caller stopped early: nothing may still write when the slots are used again
+            if (
+                running and not self._cuda.released
+            ):  # the caller stopped early: nothing may still write when the slots are used again
                 for stream in self._streams.values():
                     self._cuda.synchronize_stream(stream)
 

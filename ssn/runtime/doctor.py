@@ -13,7 +13,7 @@ from ssn.core.bundle import Bundle, load_bundle
 from ssn.core.engines import find_engines
 from ssn.core.errors import BundleError
 from ssn.runtime.choose import engine_problem, options
-from ssn.runtime.machine import Machine, look
+from ssn.runtime.machine import Machine, cpu_name, look
 
 
 def diagnose(folder: Path, machine: Machine | None = None) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def diagnose(folder: Path, machine: Machine | None = None) -> dict[str, Any]:
         "python": platform.python_version(),
         "system": platform.platform(),
         "cpu": {
-            "name": _cpu_name(),
+            "name": cpu_name(),
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         },
         "gpu": asdict(machine.device) if machine.device else None,
@@ -77,16 +77,6 @@ def _engines(bundle: Bundle, machine: Machine) -> list[dict[str, Any]]:
     ]
 
 
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
 def as_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Turn the report into lines for people: (what, what is said of it)."""
     gpu, ort, bundle = report["gpu"], report["onnxruntime"], report["bundle"]
@@ -110,7 +100,7 @@ def as_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(("bundle", f"PROBLEM: {bundle['problem']}"))
     else:
         lines.append(("bundle", f"{bundle['name']}, {len(bundle['files'])} files, hashes verified: {bundle['folder']}"))
-    lines += [("engine", f"{engine['engine']}: {engine['problem'] or 'may run here'}") for engine in report["engines"]]
+    lines += [("engine", engine["problem"] or f"{engine['engine']}: may run here") for engine in report["engines"]]
     for way in report["ways"]:
         lines.append(("way", f"{way['way']}: {way['problem'] or 'can run'}"))
     lines.append(("would run", report["would_run"] or "nothing: see the problem above"))

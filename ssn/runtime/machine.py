@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from ssn.core.engines import Device
 from ssn.runtime.cuda import find_device
@@ -72,3 +74,14 @@ def _onnxruntime() -> tuple[str | None, tuple[str, ...]]:
         return str(onnxruntime.__version__), tuple(onnxruntime.get_available_providers())
     except (ImportError, OSError, RuntimeError, AttributeError):
         return None, ()
+
+
+def cpu_name() -> str:
+    """Name of the processor."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ssn.core.bundle import ModelSpec
-from ssn.core.errors import BackendError
+from ssn.core.errors import MemoryLimitError
 
 MEGABYTE = 10**6
 
@@ -86,7 +86,7 @@ def fit_windows(footprint: Footprint, limit: int | None, most: int) -> int:
 
     Raises
     ------
-    BackendError
+    MemoryLimitError
         If not even one window fits.
     """
     if limit is None:
@@ -95,7 +95,7 @@ def fit_windows(footprint: Footprint, limit: int | None, most: int) -> int:
         if footprint.bytes(windows) <= limit:
             return windows
     least = -(-footprint.bytes(1) // MEGABYTE)
-    raise BackendError(
+    raise MemoryLimitError(
         f"the memory limit of {limit // MEGABYTE} MB is too small: the smallest batch, of {footprint.layout.window} "
         f"slices, takes {least} MB on the GPU; give --memory-limit {least} or more, or compute on the CPU with "
         "--device cpu"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -99,7 +99,7 @@ class OnnxRuntimeBackend:
             "threads": self._threads or "all cores",
         }
 
-    def run(self, batches: Iterable[Batch], times: StageTimes) -> Iterator[NDArray[np.float32]]:
+    def run(self, batches: Iterable[Batch], times: StageTimes) -> Generator[NDArray[np.float32], None, None]:
         """Log-likelihood per dimension (L,) of each batch's places, in order."""
         for batch in batches:
             try:

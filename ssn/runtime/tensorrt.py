@@ -6,7 +6,7 @@ Both modules have the same names, so one backend is written against whichever bu
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from types import TracebackType
 from typing import Any, Self
 
@@ -94,7 +94,7 @@ class TensorRTBackend:
             "device_memory_mb": round(self.peak_bytes / MEGABYTE, 1),
         }
 
-    def run(self, batches: Iterable[Batch], times: StageTimes) -> Iterator[NDArray[np.float32]]:
+    def run(self, batches: Iterable[Batch], times: StageTimes) -> Generator[NDArray[np.float32], None, None]:
         """Log-likelihood per dimension (L,) of each batch's places, in order."""
         return self._pipeline.run(batches, times)
 
@@ -215,7 +215,8 @@ class _Engines:
             self._set_shapes(context, name, windows, places)
             context.set_device_memory(self._workspace, self._workspace_bytes)
             for tensor, address in addresses.items():
-                context.set_tensor_address(tensor, address)
+                if not context.set_tensor_address(tensor, address):
+                    raise BackendError(f"{name}: has no tensor {tensor} ({self._logger.last})")
             self._contexts[key] = context
         if not context.execute_async_v3(int(stream)):
             raise BackendError(f"{name}: did not run ({self._logger.last})")

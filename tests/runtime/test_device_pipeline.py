@@ -6,7 +6,7 @@ import pytest
 from simulated_cuda import SimulatedCuda, array_at
 
 from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, load_bundle
-from ssn.core.errors import BackendError
+from ssn.core.errors import MemoryLimitError
 from ssn.runtime.backend import Batch, StageTimes
 from ssn.runtime.device_pipeline import DevicePipeline
 from ssn.runtime.memory import BatchLayout, Footprint, fit_windows
@@ -145,6 +145,6 @@ def test_a_memory_limit_lowers_the_batch_and_one_that_is_too_small_is_refused(bu
         assert fit_windows(footprint, footprint.bytes(windows), 8) == windows
         assert footprint.bytes(fit_windows(footprint, footprint.bytes(windows) + 1, 8)) <= footprint.bytes(windows) + 1
     assert fit_windows(footprint, 10**12, 8) == 8
-    with pytest.raises(BackendError, match=r"MB is too small.*--memory-limit \d+ or more") as refused:
+    with pytest.raises(MemoryLimitError, match=r"MB is too small.*--memory-limit \d+ or more") as refused:
         fit_windows(footprint, footprint.bytes(1) - 1, 8)
     assert "\n" not in str(refused.value)
