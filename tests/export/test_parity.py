@@ -13,7 +13,7 @@ from ssn.cli.export import app
 from ssn.core.bundle import load_bundle
 from ssn.core.errors import DataError
 from ssn.export.check import check_bundle, ways
-from ssn.export.parity import TOLERANCES, Answer, Drift, answers, excesses, measure, method_of, prepare
+from ssn.export.parity import TOLERANCES, Drift, answers, excerpt, excesses, measure, method_of, prepare
 from ssn.export.torch_reference import torch_method
 from ssn.runtime.onnxruntime import OnnxRuntimeBackend
 
@@ -65,7 +65,7 @@ def test_an_error_is_measured_where_it_is(bundle, sample, reference):
     values, score_map = answer.log_likelihood.copy(), answer.score_map.copy()
     values[7] += 0.25
     score_map[tuple(np.argwhere(sample.stack.brain)[99])] += 0.75
-    drift = measure(bundle, [sample], reference, [Answer(values, score_map)])
+    drift = measure(bundle, [sample], reference, [replace(answer, log_likelihood=values, score_map=score_map)])
     assert drift.log_likelihood == pytest.approx(0.25, abs=1e-6)
     assert drift.log_likelihood_mean == pytest.approx(0.25 / values.size, rel=1e-3)
     assert drift.map_z == pytest.approx(0.75, abs=1e-5)
@@ -75,11 +75,25 @@ def test_a_shifted_map_keeps_its_auroc_and_loses_its_dice(bundle, sample, refere
     (answer,) = reference
     middle = float(np.median(answer.score_map[sample.stack.brain]))
     level = replace(bundle, calibration=replace(bundle.calibration, threshold=middle))
-    shifted = Answer(answer.log_likelihood, answer.score_map + 1)
+    shifted = replace(answer, score_map=answer.score_map + 1)
     drift = measure(level, [sample], reference, [shifted])
     assert drift.auroc == pytest.approx(0, abs=1e-6)
     assert drift.dice < TOLERANCES["int8"].dice
     assert [text.split()[0] for text in excesses(drift, TOLERANCES["int8"])] == ["map", "Dice"]
+
+
+def test_an_excerpt_has_the_place_that_differs_most_and_gives_the_same_there(bundle, sample, reference):
+    (answer,) = reference
+    for index in (0, len(answer.places) // 3, -1):
+        values = answer.log_likelihood.copy()
+        values[index] = np.inf
+        part = excerpt([sample], reference, [replace(answer, log_likelihood=values)], 4)
+        with OnnxRuntimeBackend(bundle) as backend:
+            (found,) = answers(bundle, [part], method_of(bundle, backend))
+        assert len(part.stack.occupancy) == 4
+        assert answer.places[index] in found.places
+        shared = np.isin(answer.places, found.places)
+        np.testing.assert_allclose(found.log_likelihood, answer.log_likelihood[shared], atol=1e-5)
 
 
 @pytest.mark.parametrize("field", ["log_likelihood", "map_z", "dice", "auroc"])
