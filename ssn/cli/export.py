@@ -165,8 +165,8 @@ def _print_check(rows: list[Row]) -> None:
     from ssn.export.parity import TOLERANCES
 
     table = Table(title="difference from onnxruntime on cpu", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("backend", overflow="fold", min_width=20)
-    for column in ("log p max", "mean", "correlation", "map z", "Dice", "AUROC", "verdict"):
+    table.add_column("backend", overflow="fold", min_width=18)
+    for column in ("log p\nmax", "log p\nmean", "corre-\nlation", "map, z", "Dice", "AUROC", "result"):
         table.add_column(column, no_wrap=True)
     for row in rows:
         if row.drift is None:

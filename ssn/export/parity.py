@@ -7,7 +7,7 @@ alone, and is stated here with its reason.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -76,8 +76,9 @@ class Sample:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a method says of a sample: log-likelihood (L,) and map (X, Y, Z)."""
+    """What a method says of a sample: log-likelihood (L,) at places (L,), and map (X, Y, Z)."""
 
+    places: NDArray[np.int64]
     log_likelihood: NDArray[np.float32]
     score_map: NDArray[np.float32]
 
@@ -135,7 +136,7 @@ def answers(bundle: Bundle, samples: Sequence[Sample], method: Method) -> list[A
         places, values = method(sample.stack)
         # A precision that overflows gives infinities; they are the finding here, not a mistake.
         with np.errstate(invalid="ignore", over="ignore"):
-            found.append(Answer(values, anomaly_map(values, places, sample.stack, bundle.calibration)))
+            found.append(Answer(places, values, anomaly_map(values, places, sample.stack, bundle.calibration)))
     return found
 
 
@@ -194,6 +195,28 @@ def excesses(drift: Drift, tolerance: Tolerance) -> list[str]:
     if drift.auroc is not None and not drift.auroc <= tolerance.auroc:
         found.append(f"AUROC off by {drift.auroc:.2g} (at most {tolerance.auroc:g})")
     return found
+
+
+def excerpt(samples: Sequence[Sample], reference: Sequence[Answer], given: Sequence[Answer], windows: int) -> Sample:
+    """Cut out the windows around the place where answers differ most: a search asks them many times over."""
+    with np.errstate(invalid="ignore"):
+        errors = [
+            np.nan_to_num(np.abs(b.log_likelihood - a.log_likelihood), nan=np.inf)
+            for a, b in zip(reference, given, strict=True)
+        ]
+    worst = int(np.argmax([error.max() for error in errors]))
+    sample, stack = samples[worst], samples[worst].stack
+    cells = stack.occupancy[0].size
+    at = int(reference[worst].places[errors[worst].argmax()]) // cells - stack.first
+    start = min(max(at - windows // 2, 0), max(len(stack.occupancy) - windows, 0))
+    window = stack.placement.grid.window
+    part = replace(
+        stack,
+        slices=stack.slices[start * window : (start + windows) * window],
+        occupancy=stack.occupancy[start : start + windows],
+        first=stack.first + start,
+    )
+    return replace(sample, stack=part, lesion=None)
 
 
 def as_record(samples: Sequence[Sample]) -> list[dict[str, Any]]:

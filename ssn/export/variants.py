@@ -14,11 +14,12 @@ from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, Bundle
 from ssn.core.engines import Precision
 from ssn.core.errors import ExportError
 from ssn.export.culprits import find_culprits, stages
-from ssn.export.parity import TOLERANCES, Answer, Drift, Sample, answers, excesses, measure, method_of
+from ssn.export.parity import TOLERANCES, Answer, Drift, Sample, answers, excerpt, excesses, measure, method_of
 from ssn.export.precision import likelihood_sums, read_model, rounded, to_half
 from ssn.runtime.onnxruntime import OnnxRuntimeBackend
 
 GRAPHS = (ENCODER_FILE, FLOW_FILE)
+_SEARCHED_WINDOWS = 6  # of a volume's some fifty: a search asks for them dozens of times
 
 
 class Node(NamedTuple):
@@ -118,36 +119,67 @@ def make_variant(
     ExportError
         If nothing that is kept in FP32 helps.
     """
-    models = {name: read_model(bundle.read(name)) for name in GRAPHS}
     if precision == "fp32":  # the reference's own graphs
         same = {name: bundle.read(name) for name in GRAPHS}
         return Variant(precision, same, same, (), measure(bundle, samples, reference, reference))
-    count = 0
-
-    def attempt(kept: Collection[Node]) -> Variant:
-        nonlocal count
-        count += 1
-        tried(count)
-        made = convert(models, precision, kept, healthy)
-        on_cpu = {name: rounded(model) for name, model in made.items()}
-        as_bytes = [{name: model.SerializeToString() for name, model in part.items()} for part in (made, on_cpu)]
-        with OnnxRuntimeBackend(with_graphs(bundle, as_bytes[1])) as backend:
-            given = answers(bundle, samples, method_of(bundle, backend))
-        drift = measure(bundle, samples, reference, given)
-        return Variant(precision, as_bytes[0], as_bytes[1], tuple(sorted(kept)), drift)
-
-    def passes(parts: Sequence[Sequence[Node]]) -> bool:
-        return not excesses(attempt([node for part in parts for node in part]).drift, TOLERANCES[precision])
-
-    variant = attempt(())
-    if not excesses(variant.drift, TOLERANCES[precision]):
+    trial = _Trial(bundle, precision, {name: read_model(bundle.read(name)) for name in GRAPHS}, healthy, tried)
+    variant, given = trial.run((), samples, reference)
+    if trial.within(variant):
         return variant
-    parts = [[Node(graph, name) for name in stage] for graph in GRAPHS for stage in stages(models[graph])]
-    if not passes(parts):
+    parts = [[Node(graph, name) for name in stage] for graph in GRAPHS for stage in stages(trial.models[graph])]
+    if not trial.within(trial.run([node for part in parts for node in part], samples, reference)[0]):
         beyond = "; ".join(excesses(variant.drift, TOLERANCES[precision]))
         raise ExportError(
             f"{bundle.folder}: no {precision} engine is made, because its maps would drift whatever is kept in FP32 "
             f"({beyond}); build with --precision fp32"
         )
+    part = [excerpt(samples, reference, given, _SEARCHED_WINDOWS)]
+    with OnnxRuntimeBackend(bundle) as backend:
+        part_reference = answers(bundle, part, method_of(bundle, backend))
+    if not trial.within(trial.run((), part, part_reference)[0]):
+        variant = trial.run(_search(trial, parts, part, part_reference), samples, reference)[0]
+        if trial.within(variant):
+            return variant
+    # What an excerpt shows isn't all: search on everything.
+    return trial.run(_search(trial, parts, samples, reference), samples, reference)[0]
+
+
+@dataclass
+class _Trial:
+    """Conversions of one bundle to one precision, counted."""
+
+    bundle: Bundle
+    precision: Literal["fp16", "int8"]
+    models: Mapping[str, ModelProto]
+    healthy: Sequence[NDArray[np.float32]]
+    tried: Callable[[int], None]
+    count: int = 0
+
+    def run(
+        self, kept: Collection[Node], samples: Sequence[Sample], reference: Sequence[Answer]
+    ) -> tuple[Variant, list[Answer]]:
+        """Convert with some nodes kept in FP32, and measure."""
+        self.count += 1
+        self.tried(self.count)
+        made = convert(self.models, self.precision, kept, self.healthy)
+        graphs = {name: model.SerializeToString() for name, model in made.items()}
+        on_cpu = {name: rounded(model).SerializeToString() for name, model in made.items()}
+        with OnnxRuntimeBackend(with_graphs(self.bundle, on_cpu)) as backend:
+            given = answers(self.bundle, samples, method_of(self.bundle, backend))
+        drift = measure(self.bundle, samples, reference, given)
+        return Variant(self.precision, graphs, on_cpu, tuple(sorted(kept)), drift), given
+
+    def within(self, variant: Variant) -> bool:
+        return not excesses(variant.drift, TOLERANCES[self.precision])
+
+
+def _search(
+    trial: _Trial, parts: Sequence[Sequence[Node]], samples: Sequence[Sample], reference: Sequence[Answer]
+) -> list[Node]:
+    """Nodes to blame for the drift on some samples."""
+
+    def passes(spared: Sequence[Sequence[Node]]) -> bool:
+        return trial.within(trial.run([node for part in spared for node in part], samples, reference)[0])
+
     suspects = [[node] for part in find_culprits(parts, passes) for node in part]
-    return attempt([node for (node,) in find_culprits(suspects, passes)])
+    return [node for (node,) in find_culprits(suspects, passes)]
