@@ -76,7 +76,7 @@ class Footprint:
     weights: int
     workspace: Callable[[int], int]
 
-    def bytes(self, windows: int) -> int:
+    def total_bytes(self, windows: int) -> int:
         """Bytes on the device with `windows` windows a batch."""
         return self.weights + self.slots * windows * self.layout.window_bytes() + self.workspace(windows)
 
@@ -92,9 +92,9 @@ def fit_windows(footprint: Footprint, limit: int | None, most: int) -> int:
     if limit is None:
         return most
     for windows in range(most, 0, -1):
-        if footprint.bytes(windows) <= limit:
+        if footprint.total_bytes(windows) <= limit:
             return windows
-    least = -(-footprint.bytes(1) // MEGABYTE)
+    least = -(-footprint.total_bytes(1) // MEGABYTE)
     raise MemoryLimitError(
         f"the memory limit of {limit // MEGABYTE} MB is too small: the smallest batch, of {footprint.layout.window} "
         f"slices, takes {least} MB on the GPU; give --memory-limit {least} or more, or compute on the CPU with "

@@ -21,6 +21,8 @@ PROVIDERS: dict[Provider, str] = {
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
+_STATE = ort.capi.onnxruntime_pybind11_state
+_RUN_ERRORS = (_STATE.RuntimeException, _STATE.Fail, _STATE.EPFail)  # memory that is short is one of these
 
 
 class OnnxRuntimeBackend:
@@ -32,7 +34,7 @@ class OnnxRuntimeBackend:
     threads : int or None
         Threads of an operator; None lets ONNX Runtime take all cores.
     provider : what computes. What a GPU provider lacks is computed by the next: TensorRT, CUDA, CPU.
-    memory_limit : bytes that CUDA's memory pool of each session may grow to
+    memory_limit : bytes that CUDA's memory pools may grow to, half of it for each session
 
     Raises
     ------
@@ -103,10 +105,11 @@ class OnnxRuntimeBackend:
         """Log-likelihood per dimension (L,) of each batch's places, in order."""
         for batch in batches:
             try:
-                yield self._log_likelihood(batch, times)
-            except ort.capi.onnxruntime_pybind11_state.RuntimeException as error:
+                values = self._log_likelihood(batch, times)
+            except _RUN_ERRORS as error:
                 reason = str(error).splitlines()[0]
                 raise BackendError(f"onnxruntime: did not run ({reason}); a lower --batch takes less memory") from error
+            yield values
 
     def _log_likelihood(self, batch: Batch, times: StageTimes) -> NDArray[np.float32]:
         start = time.perf_counter()
@@ -139,7 +142,7 @@ def _chain(provider: Provider, memory_limit: int | None) -> list[tuple[str, dict
     """List the provider and those that compute what it can't, with their options."""
     cuda = {"arena_extend_strategy": "kSameAsRequested"}
     if memory_limit is not None:
-        cuda["gpu_mem_limit"] = str(memory_limit)
+        cuda["gpu_mem_limit"] = str(memory_limit // 2)
     chain: list[tuple[str, dict[str, str]]] = [(PROVIDERS["cpu"], {})]
     if provider != "cpu":
         chain.insert(0, (PROVIDERS["cuda"], cuda))

@@ -75,7 +75,7 @@ class TensorRTBackend:
             raise
         self.max_slices: int | None = windows * layout.window
         self._record, self._schedule = record, schedule
-        self.peak_bytes = footprint.bytes(windows)
+        self.peak_bytes = footprint.total_bytes(windows)
 
     def describe(self) -> dict[str, Any]:
         """Say what runs, for the record."""

@@ -135,16 +135,19 @@ def test_device_memory_does_not_grow_with_the_volume(make, bundle):
     list(pipeline.run(batches(bundle, (4,) * 9), StageTimes()))
     assert cuda.allocated == before
     footprint = Footprint(BatchLayout.of(bundle.spec), 2, weights=0, workspace=lambda windows: 0)
-    assert before - footprint.bytes(WINDOWS) == 2 * 8, "but for the first window's number in each slot"
+    assert before - footprint.total_bytes(WINDOWS) == 2 * 8, "but for the first window's number in each slot"
 
 
 def test_a_memory_limit_lowers_the_batch_and_one_that_is_too_small_is_refused(bundle):
     footprint = Footprint(BatchLayout.of(bundle.spec), 2, weights=50_000_000, workspace=lambda windows: windows * 10**6)
     assert fit_windows(footprint, None, 8) == 8
     for windows in (1, 3, 8):
-        assert fit_windows(footprint, footprint.bytes(windows), 8) == windows
-        assert footprint.bytes(fit_windows(footprint, footprint.bytes(windows) + 1, 8)) <= footprint.bytes(windows) + 1
+        assert fit_windows(footprint, footprint.total_bytes(windows), 8) == windows
+        assert (
+            footprint.total_bytes(fit_windows(footprint, footprint.total_bytes(windows) + 1, 8))
+            <= footprint.total_bytes(windows) + 1
+        )
     assert fit_windows(footprint, 10**12, 8) == 8
     with pytest.raises(MemoryLimitError, match=r"MB is too small.*--memory-limit \d+ or more") as refused:
-        fit_windows(footprint, footprint.bytes(1) - 1, 8)
+        fit_windows(footprint, footprint.total_bytes(1) - 1, 8)
     assert "\n" not in str(refused.value)
