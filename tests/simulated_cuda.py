@@ -88,14 +88,14 @@ class SimulatedCuda:
             stream.put(record.happened.wait)
 
     def synchronize(self, event):
-        assert event["record"].happened.wait(10), "the host waits for what never happens"
+        assert event["record"].happened.wait(60), "the host waits for what never happens"
         if self.error:
             raise self.error
 
     def synchronize_stream(self, stream):
         done = threading.Event()
         stream.put(done.set)
-        assert done.wait(10)
+        assert done.wait(60)
 
     def seconds(self, begin, end):
         return end["record"].at - begin["record"].at
@@ -146,7 +146,7 @@ class SimulatedCuda:
         for work in self._queues:
             work.put(None)
         for thread in self._threads:
-            thread.join(10)
+            thread.join(60)
 
 
 def array_at(address, shape, dtype):
