@@ -214,7 +214,8 @@ def refusal(
     name = bundle.folder / ENGINES_FOLDER / key.slug
     remedy = _remedy(bundle.folder, key.precision)
     if device is None:
-        return f"{name}: there is no NVIDIA GPU to run it on. On a machine that has one: {remedy}"
+        command = rebuild_command(bundle.folder, key.precision)
+        return f"{name}: there is no NVIDIA GPU to run it on; on a machine that has one it is rebuilt with: {command}"
     for graph, sha256 in record.onnx.items():
         if bundle.manifest["files"].get(graph, {}).get("sha256") != sha256:
             return f"{name}: was built from another {graph} than this bundle's. {remedy}"

@@ -30,4 +30,4 @@ class MemoryLimitError(BackendError):
 
 
 class ExportError(SsnError):
-    """The exported graphs don't say what the trained networks say."""
+    """The exported graphs don't say what the trained networks say, or no engine can be made that does."""

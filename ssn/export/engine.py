@@ -122,26 +122,31 @@ class _Log:
 
 
 def _monitor(module: Any, progress: Progress) -> Any:
-    """Make the builder's progress monitor; Ctrl-C ends the build."""
+    """Make the builder's progress monitor; what `progress` raises ends the build and is kept."""
 
     class Monitor(module.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             module.IProgressMonitor.__init__(self)
             self.steps: dict[str, int] = {}
+            self.raised: BaseException | None = None
+
+        def show(self, phase: str, step: int) -> bool:
+            # An exception must not pass through the builder's own code.
+            try:
+                progress(phase, step, self.steps[phase])
+            except BaseException as error:
+                self.raised = self.raised or error
+            return self.raised is None
 
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
             self.steps[phase] = steps
-            progress(phase, 0, steps)
+            self.show(phase, 0)
 
         def step_complete(self, phase: str, step: int) -> bool:
-            try:
-                progress(phase, step + 1, self.steps[phase])
-            except KeyboardInterrupt:
-                return False
-            return True
+            return self.show(phase, step + 1)
 
         def phase_finish(self, phase: str) -> None:
-            progress(phase, self.steps[phase], self.steps[phase])
+            self.show(phase, self.steps[phase])
 
     return Monitor()
 
@@ -194,11 +199,14 @@ def build_engine(
     keeps_cache = module.__name__ == "tensorrt"  # TensorRT-RTX has the calls, and they do nothing
     if keeps_cache:
         config.set_timing_cache(config.create_timing_cache(timing_cache), ignore_mismatch=False)
+    monitor = None
     if hasattr(module, "IProgressMonitor"):
         monitor = _monitor(module, progress)  # a name of its own: the config holds no reference
         config.progress_monitor = monitor
     start = time.perf_counter()
     data = builder.build_serialized_network(network, config)
+    if monitor is not None and monitor.raised is not None:
+        raise monitor.raised
     if data is None:
         raise ExportError(
             f"{name}: {module.__name__} {module.__version__} cannot build it ({log.first or 'it gives no reason'})"

@@ -57,6 +57,16 @@ TOLERANCES: Mapping[Literal["fp32", "fp16", "int8"], Tolerance] = {
 }
 
 
+def tightened(tolerance: Tolerance, share: float) -> Tolerance:
+    """Allow only a share (0 to 1) of a tolerance."""
+    return Tolerance(
+        log_likelihood=share * tolerance.log_likelihood,
+        map_z=share * tolerance.map_z,
+        dice=1 - share * (1 - tolerance.dice),
+        auroc=share * tolerance.auroc,
+    )
+
+
 @dataclass(frozen=True)
 class Sample:
     """A volume that is ready to be computed.

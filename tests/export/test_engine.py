@@ -99,6 +99,16 @@ def test_the_same_engines_are_not_replaced_unasked(bundle, sample):
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
+def test_an_interrupted_build_leaves_nothing(bundle, sample):
+    def interrupt(what, step, steps):
+        if what.startswith("flow.onnx: "):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_engines(bundle, [sample], BuildOptions("fp32"), device=None, report=interrupt)
+    assert not (bundle.folder / "engines").exists()
+
+
 def test_a_graph_that_tensorrt_does_not_take_is_one_line(bundle):
     node = helper.make_node("StringNormalizer", ["x"], ["y"], name="n")
     model = graph([helper.make_node("Relu", ["x"], ["y"], name="r")], {}, {"x": [3]}, {"y": [3]})
