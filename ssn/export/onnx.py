@@ -22,6 +22,7 @@ from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, Bundle, ModelSpec, write_bu
 from ssn.core.errors import ExportError
 from ssn.core.scoring import Calibration
 from ssn.export.graphs import FlowGraph
+from ssn.export.torch_reference import torch_log_likelihood
 from ssn.train.checkpoint import Detector
 
 OPSET = 18  # ONNX Runtime and TensorRT 10 and later take it
@@ -109,7 +110,6 @@ def export_graphs(detector: Detector) -> dict[str, bytes]:
     }
 
 
-@torch.inference_mode()
 def measure_parity(detector: Detector, graphs: Mapping[str, bytes], batches: Sequence[NDArray[np.float32]]) -> float:
     """Largest difference of log-likelihood per dimension between torch and ONNX Runtime.
 
@@ -125,16 +125,12 @@ def measure_parity(detector: Detector, graphs: Mapping[str, bytes], batches: Seq
     grid, cells = detector.config.grid, detector.network.cells
     largest = 0.0
     for index, batch in enumerate(batches):
-        count = len(batch) // grid.window
+        slices, count = batch[:, None], len(batch) // grid.window
         first = min(5 * index, grid.windows - count)
-        places = torch.arange(0, count * cells**2, 3) + first * cells**2
-        slices = torch.from_numpy(batch)[:, None]
-        raw = detector.network.raw(slices).permute(0, 2, 3, 1).flatten(0, 2)
-        expected = detector.log_likelihood(raw[places - first * cells**2], places).numpy()
-        (features,) = encoder.run(None, {"slices": slices.numpy()})
-        (given,) = flow.run(
-            None, {"features": features, "places": places.numpy(), "first": np.array([first], np.int64)}
-        )
+        places = np.arange(0, count * cells**2, 3) + first * cells**2
+        expected = torch_log_likelihood(detector, slices, places, first)
+        (features,) = encoder.run(None, {"slices": slices})
+        (given,) = flow.run(None, {"features": features, "places": places, "first": np.array([first], np.int64)})
         largest = max(largest, float(np.abs(expected - given).max()))
     return largest
 
