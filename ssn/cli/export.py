@@ -32,7 +32,9 @@ def onnx(
     output: Annotated[Path, typer.Option("--output", "-o", help="Bundle folder to write.")],
     name: Annotated[str, typer.Option(help="Name of the model; the folder's name if not given.")] = "",
     modality: Annotated[str, typer.Option(help="Contrast that it was trained on.")] = "t1",
-    check_on: Annotated[list[Path], typer.Option(help="Volumes to compare torch and ONNX Runtime on.")] = [],  # noqa: B006
+    check_on: Annotated[
+        list[Path], typer.Option(help="Volumes to compare torch and ONNX Runtime on; else the demo's.")
+    ] = [],  # noqa: B006
     accuracy: Annotated[Path | None, typer.Option(help="JSON of ssn-bench accuracy, to be recorded.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an older bundle.")] = False,
 ) -> None:
@@ -42,6 +44,7 @@ def onnx(
 
         from ssn.core.errors import DataError
         from ssn.export.onnx import export_bundle
+        from ssn.runtime.packaged import DEMO_VOLUME
         from ssn.train.calibrate import load_calibration
         from ssn.train.checkpoint import load_checkpoint
         from ssn.train.features import SLICES_AT_ONCE, stack_for
@@ -55,7 +58,7 @@ def onnx(
             except (OSError, ValueError, KeyError) as error:
                 raise DataError(f"{accuracy}: is not a result of ssn-bench accuracy ({error})") from error
         slices = []
-        for path in check_on:
+        for path in check_on or [DEMO_VOLUME]:
             whole = stack_for(detector.network, path).slices
             middle = len(whole) // 2 // detector.config.grid.window * detector.config.grid.window
             slices.append(whole[middle : middle + SLICES_AT_ONCE])
