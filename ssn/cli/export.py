@@ -32,9 +32,7 @@ def onnx(
     output: Annotated[Path, typer.Option("--output", "-o", help="Bundle folder to write.")],
     name: Annotated[str, typer.Option(help="Name of the model; the folder's name if not given.")] = "",
     modality: Annotated[str, typer.Option(help="Contrast that it was trained on.")] = "t1",
-    check_on: Annotated[
-        list[Path], typer.Option(help="Volumes to compare torch and ONNX Runtime on; else the demo's.")
-    ] = [],  # noqa: B006
+    check_on: Annotated[list[Path], typer.Option(help="Volumes to compare with torch on; else the demo's.")] = [],  # noqa: B006
     accuracy: Annotated[Path | None, typer.Option(help="JSON of ssn-bench accuracy, to be recorded.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an older bundle.")] = False,
 ) -> None:
