@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter1d
+from scipy.ndimage import distance_transform_edt, gaussian_filter1d
 from torch import Tensor
 
 from ssn.train.templates import Template
@@ -22,12 +22,14 @@ Contrast = Literal["t1", "t2", "flair"]
 
 # Mean signal of cerebrospinal fluid, grey and white matter, and the spread of each between subjects.
 TISSUE_SIGNAL: dict[Contrast, tuple[tuple[float, float], ...]] = {
-    "t1": ((0.16, 0.03), (0.56, 0.035), (0.84, 0.03)),
+    "t1": ((0.16, 0.03), (0.56, 0.05), (0.84, 0.03)),
     "t2": ((0.95, 0.04), (0.58, 0.04), (0.38, 0.03)),
     "flair": ((0.12, 0.03), (0.62, 0.04), (0.47, 0.03)),
 }
 # (control point spacing in mm, displacement in mm) of the random velocity field, coarse to fine.
-DEFORMATION_SCALES = ((48.0, 4.0), (24.0, 2.2), (12.0, 1.0))
+DEFORMATION_SCALES = ((60.0, 5.0), (30.0, 2.5), (12.0, 1.0))
+# Fluid over the brain's surface, mm: skull strippers leave between none and several millimetres of it.
+OUTER_FLUID = (-1.0, 3.5)
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def draw_coordinates(shape: tuple[int, int, int], rng: np.random.Generator, seed
         velocity += smooth_field(half, spacing / 2, generator, 3) * (amplitude * strength / 2)
     displacement = F.interpolate(_integrate(velocity)[None] * 2, size=shape, mode="trilinear", align_corners=True)[0]
 
-    angles = np.deg2rad(rng.normal(0, 3.0, 3).clip(-8, 8))
+    angles = np.deg2rad(rng.normal(0, (5.0, 3.0, 3.0)).clip(-10, 10))
     cos, sin = np.cos(angles), np.sin(angles)
     about_x = np.array([[1, 0, 0], [0, cos[0], -sin[0]], [0, sin[0], cos[0]]])
     about_y = np.array([[cos[1], 0, sin[1]], [0, 1, 0], [-sin[1], 0, cos[1]]])
@@ -118,7 +120,7 @@ def draw_coordinates(shape: tuple[int, int, int], rng: np.random.Generator, seed
 def draw_tissue(
     template: Template, coordinates: Tensor, rng: np.random.Generator, seed: int, brain: Tensor | None = None
 ) -> Tissue:
-    """Sample the template at `coordinates` and draw the subject's sharpness and cortical detail.
+    """Sample the template at `coordinates`; draw the subject's fluid, sharpness and cortical detail.
 
     `brain` keeps a given outline; None draws one.
     """
@@ -126,18 +128,27 @@ def draw_tissue(
     fluid = (template.brain - template.grey - template.white).clip(0)
     signal = sum(m * p for (m, _), p in zip(TISSUE_SIGNAL["t1"], (fluid, template.grey, template.white), strict=True))
     residual = (template.t1 - signal * np.median(template.t1[template.white > 0.9]) / 0.84) * template.brain
-    channels = np.stack([fluid, template.grey, template.white, residual, template.brain])
+    # Over the brain there is fluid; how far each voxel lies outside (or, negative, inside) decides where it ends.
+    fluid[~template.brain] = 1
+    outside = distance_transform_edt(~template.brain) - distance_transform_edt(template.brain)
+    channels = np.stack([fluid, template.grey, template.white, residual, outside])
     sampled = sample(torch.from_numpy(channels.astype(np.float32)), coordinates)
     shape = tuple(sampled.shape[1:])
 
-    # The outer border moves in and out by a voxel or so, as skull strippers do.
-    edge = rng.uniform(0.3, 0.7) + 0.12 * smooth_field(shape, 12.0, generator)[0]
-    brain = sampled[4] > edge if brain is None else brain
+    edge = (
+        rng.uniform(*OUTER_FLUID)
+        + smooth_field(shape, 45.0, generator)[0]
+        + 0.4 * smooth_field(shape, 10.0, generator)[0]
+    )
+    # Beyond the template's own volume, where `sample` gives 0 everywhere, there is no tissue either.
+    brain = (sampled[4] < edge) & (sampled[:3].sum(0) > 0.5) if brain is None else brain
 
-    # Sharpening a soft mixture p is a power p^s, renormalised; detail is noise on its logarithm.
+    # Sharpening a soft mixture p is a power p^s, renormalised; detail is noise on its logarithm, and so is the
+    # width of sulci and ventricles, which differs between people and between places.
     sharpness = rng.uniform(1.0, 3.5)
     detail = rng.uniform(0.1, 0.7) * sharpness
     logits = torch.log(sampled[:3].clamp_min(0.02)) * sharpness
+    logits[0] += sharpness * (rng.normal(0.2, 0.5) + 0.4 * smooth_field(shape, 45.0, generator)[0])
     logits[:2] += detail * smooth_field(shape, 3.0, generator, 2)
     logits += 0.5 * detail * smooth_field(shape, 7.0, generator, 3)
     fractions = torch.softmax(logits, 0) * brain
