@@ -166,7 +166,7 @@ def _print_check(rows: list[Row]) -> None:
     from ssn.export.parity import TOLERANCES
 
     table = Table(title="difference from onnxruntime on cpu", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("backend", overflow="fold", min_width=18)
+    table.add_column("backend", overflow="fold", min_width=16)
     for column in ("log p\nmax", "log p\nmean", "corre-\nlation", "map, z", "Dice", "AUROC", "result"):
         table.add_column(column, no_wrap=True)
     for row in rows:
@@ -177,7 +177,7 @@ def _print_check(rows: list[Row]) -> None:
             row.name,
             f"{drift.log_likelihood:.1e}",
             f"{drift.log_likelihood_mean:.1e}",
-            f"{drift.correlation:.6f}",
+            f"{drift.correlation:.5f}",
             f"{drift.map_z:.1e}",
             "-" if drift.dice is None else f"{drift.dice:.4f}",
             "-" if drift.auroc is None else f"{drift.auroc:.1e}",
