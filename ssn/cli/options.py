@@ -18,3 +18,6 @@ LayoutOption = Annotated[
 ContrastOption = Annotated[
     str | None, typer.Option("--contrast", help="Contrast to take where there are several: t1, t1ce, t2, flair.")
 ]
+DeviceOption = Annotated[
+    Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where to compute; auto: a GPU if there is one.")
+]

@@ -9,10 +9,12 @@ import typer
 
 from ssn.cli.check_data import check_data
 from ssn.cli.console import progress_bar, user_errors
-from ssn.cli.options import ContrastOption, Data, LayoutOption
+from ssn.cli.finetune import finetune
+from ssn.cli.options import ContrastOption, Data, DeviceOption, LayoutOption
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.command()(check_data)
+app.command()(finetune)
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")]
 Cache = Annotated[Path | None, typer.Option(help="Folder for cached features; beside the checkpoint if not given.")]
@@ -59,7 +61,7 @@ def fit(
         typer.Option(help="compact: the shipped model's shape. paper: WideResNet-50."),
     ] = "compact",
     encoder_weights: Annotated[str, typer.Option(help="imagenet, none, or a safetensors file.")] = "imagenet",
-    loss: Annotated[Literal["spp", "triplet", "none"], typer.Option(help="Contrastive term.")] = "spp",
+    loss: Annotated[Literal["spp", "triplet", "hard", "none"], typer.Option(help="Contrastive term.")] = "spp",
     anomalies: Annotated[
         Literal["noise", "image"] | None,
         typer.Option(help="What SPP pushes away: noised features, or features of blobs in the image."),
@@ -72,15 +74,21 @@ def fit(
     mix: Annotated[int | None, typer.Option(help="Volumes shuffled together.", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, order and noise.", min=0)] = 0,
     resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in the output folder.")] = False,
+    device: DeviceOption = "auto",
+    accumulate: Annotated[int, typer.Option(help="Pieces that a step is computed in, for less memory.", min=1)] = 1,
     cache: Cache = None,
 ) -> None:
-    """Train the flow on the data set's healthy volumes (split `train`); the encoder is frozen."""
+    """Train the flow on the data set's healthy volumes (split `train`); the encoder is frozen.
+
+    Several GPUs: torchrun --nproc-per-node N -m ssn.cli.train fit ... (the result is that of one process).
+    """
     with user_errors():
         from dataclasses import replace
 
         from ssn.core.errors import OutputError
         from ssn.train.checkpoint import RECORD_FILE
         from ssn.train.datasets import open_split
+        from ssn.train.distributed import processes
         from ssn.train.fit import COMPACT_OPTIONS, FitOptions, Progress
         from ssn.train.fit import fit as run
         from ssn.train.network import ModelConfig
@@ -98,7 +106,7 @@ def fit(
         chosen = {name: value for name, value in given.items() if value is not None}
         options = replace(options, loss=loss, seed=seed, **chosen)  # type: ignore[arg-type]
         weights = encoder_weights if encoder_weights in ("imagenet", "none") else Path(encoder_weights)
-        with progress_bar() as bar:
+        with processes(device) as ranks, progress_bar(ranks.rank == 0) as bar:
             features = bar.add_task("features", total=len(cases))
             training = bar.add_task("training", total=options.epochs)
 
@@ -114,9 +122,13 @@ def fit(
                 cache=cache or output / "features",
                 weights=weights,
                 resume=resume,
+                ranks=ranks,
+                accumulate=accumulate,
                 on_volume=lambda done: bar.update(features, completed=done),
                 progress=show,
             )
+        if ranks.rank > 0:
+            return
         last = detector.record["history"][-1]
         typer.echo(
             f"{output}: {options.epochs} epochs, loss {last['loss']:.4f}, log-likelihood {last['log_likelihood']:.4f}"
@@ -202,3 +214,7 @@ def evaluate(
         result = measuring.as_json(rows, threshold)
         write_text_atomic(output, json.dumps(result, indent=1) + "\n", overwrite=force)
         measuring.print_table(checkpoint.name, result["summary"])
+
+
+if __name__ == "__main__":  # torchrun -m ssn.cli.train
+    app()

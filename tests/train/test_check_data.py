@@ -5,7 +5,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from brains import brain_file, save
-from datasets import br35h, brats, ixi, mask, plain, table, volume
+from trees import br35h, brats, ixi, mask, plain, table, volume
 from typer.testing import CliRunner
 
 from ssn.cli.train import app

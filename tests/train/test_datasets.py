@@ -1,5 +1,5 @@
 import pytest
-from datasets import br35h, brats, ixi, plain, table, volume
+from trees import br35h, brats, ixi, plain, table, volume
 
 from ssn.core.errors import DataError
 from ssn.train.cases import split_subjects

@@ -38,7 +38,7 @@ def state(folder):
     return load_checkpoint(folder).flow.state_dict()
 
 
-@pytest.mark.parametrize("loss", ["spp", "triplet", "none"])
+@pytest.mark.parametrize("loss", ["spp", "triplet", "hard", "none"])
 def test_a_resumed_run_ends_in_the_same_weights_as_an_uninterrupted_one(tmp_path, scans, cache, loss):
     options = replace(OPTIONS, loss=loss)
     fit(TINY, scans, tmp_path / "whole", options, cache=cache, weights="none")
