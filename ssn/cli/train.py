@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from ssn.cli.ablate import ablate
 from ssn.cli.check_data import check_data
 from ssn.cli.console import progress_bar, user_errors
 from ssn.cli.finetune import finetune
@@ -215,6 +216,8 @@ def evaluate(
         write_text_atomic(output, json.dumps(result, indent=1) + "\n", overwrite=force)
         measuring.print_table(checkpoint.name, result["summary"])
 
+
+app.command()(ablate)
 
 if __name__ == "__main__":  # torchrun -m ssn.cli.train
     app()

@@ -171,8 +171,8 @@ def hard_separation(logp_normalised: Tensor, is_anomaly: Tensor) -> SemiPushPull
         return SemiPushPull(nothing, nothing)
     middle = normal.detach().median()
     return SemiPushPull(
-        _mean((middle - normal).clamp(min=0)),
-        _mean((anomaly - (middle - HARD_SEPARATION)).clamp(min=0)),
+        _mean(F.relu(middle - normal)),
+        _mean(F.relu(anomaly - (middle - HARD_SEPARATION))),
     )
 
 

@@ -21,7 +21,7 @@ from ssn.train.network import ModelConfig
 
 TINY = ModelConfig(
     encoder=EncoderConfig("tf_efficientnet_lite0", out_indices=(2,)),
-    grid=GridConfig(plane=96, depth=96)  # small: a corner of the brain,
+    grid=GridConfig(plane=96, depth=96),  # small: a part of the brain
     width=None,
     blocks=2,
     whiten=True,
