@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,13 +12,23 @@ from ssn.cli.console import progress_bar, user_errors
 from ssn.cli.options import ContrastOption, Data, DeviceOption, LayoutOption
 
 
+class QuestionName(StrEnum):
+    """`ssn.train.ablate.Question` for typer, which takes no list of literals."""
+
+    LOSS = "loss"
+    ENCODER = "encoder"
+    AGGREGATION = "aggregation"
+    CODE = "code"
+    ANOMALIES = "anomalies"
+
+
 def ablate(
     data: Data,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; go on in it after an interruption.")],
     question: Annotated[
-        list[Literal["loss", "encoder", "aggregation", "code", "anomalies"]],
+        list[QuestionName],
         typer.Option(help="What to vary, one at a time; may be given several times."),
-    ] = ["loss", "aggregation", "code"],  # noqa: B006 - typer copies it
+    ] = [QuestionName.LOSS, QuestionName.AGGREGATION, QuestionName.CODE],  # noqa: B006 - typer copies it
     seeds: Annotated[int, typer.Option(help="Runs of each arm: seeds 0 to N - 1.", min=1)] = 3,
     preset: Annotated[
         Literal["compact", "paper"], typer.Option(help="The base that every arm differs from in one thing.")
@@ -56,7 +67,7 @@ def ablate(
         if epochs is not None:
             options = replace(options, epochs=epochs)
         weights = encoder_weights if encoder_weights in ("imagenet", "none") else Path(encoder_weights)
-        arms = plan_arms(list(dict.fromkeys(question)), config, options, weights, tuned)  # type: ignore[arg-type]
+        arms = plan_arms([q.value for q in dict.fromkeys(question)], config, options, weights, tuned)  # type: ignore[arg-type]
         # Another data set lies as it lies: a forced layout is the first one's.
         measured, measured_layout = (measure_on, None) if measure_on else (data, layout)
         cases = AblationData(

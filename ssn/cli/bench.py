@@ -30,6 +30,7 @@ def accuracy(
     learned: Annotated[
         Path | None, typer.Option(help="Data set of the train and validation splits, if another.")
     ] = None,
+    validation: Annotated[Path | None, typer.Option(help="Data set of the validation split, if yet another.")] = None,
     layout: LayoutOption = None,
     contrast: ContrastOption = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the JSON file.")] = False,
@@ -57,13 +58,14 @@ def accuracy(
 
         calibration = load_calibration(checkpoint)
         test = open_split(data, "test", layout, contrast)
-        # Another data set lies as it lies: a forced layout is the first one's.
-        source, source_layout = (learned, None) if learned else (data, layout)
-        validation = open_split(source, "validation", source_layout, contrast)
-        train = open_split(source, "train", source_layout, contrast)
+        learned = learned or data
+        validation = validation or learned
+        # A forced layout is the first data set's; another lies as it lies.
+        chosen_on = open_split(validation, "validation", layout if validation == data else None, contrast)
+        train = open_split(learned, "train", layout if learned == data else None, contrast)
         results = {}
         with progress_bar() as bar:
-            task = bar.add_task("healthy volumes", total=len(train) + 3 * (len(test) + len(validation)))
+            task = bar.add_task("healthy volumes", total=len(train) + 3 * (len(test) + len(chosen_on)))
 
             def step() -> None:
                 bar.advance(task)
@@ -76,7 +78,7 @@ def accuracy(
             }
             for name, method in methods.items():
                 bar.update(task, description=name)
-                threshold = validation_threshold(method, validation, step)
+                threshold = validation_threshold(method, chosen_on, step)
                 results[name] = as_json(evaluate(method, test, threshold, step), threshold)
         write_text_atomic(output, json.dumps(results, indent=1) + "\n", overwrite=force)
         for name, result in results.items():

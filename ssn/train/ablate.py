@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -229,7 +230,7 @@ def false_positive_rate(scored: ScoredVolume, mask: NDArray[np.bool_], recall: f
     A point on the ROC curve, found with the labels: it compares methods, and is no threshold to use.
     """
     lesion = scored.score_map[mask & scored.brain]
-    level = np.sort(lesion)[int((1 - recall) * lesion.size)]
+    level = np.sort(lesion)[lesion.size - math.ceil(recall * lesion.size)]
     return float((scored.score_map[scored.brain & ~mask] >= level).mean())
 
 

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Literal
 
 import torch
@@ -64,6 +65,12 @@ class Ranks:
             gradients.append(parameter.grad)
         self.sum_(gradients)
 
+    def equalise_(self, tensors: Iterable[Tensor]) -> None:
+        """Give every process the first one's values, in place."""
+        if self.count > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
     def wait(self) -> None:
         """Wait until every process is here."""
         if self.count > 1:
@@ -71,6 +78,8 @@ class Ranks:
 
 
 ONE_PROCESS = Ranks()
+# Processes wait for the one with most volumes to encode, and for the first one to measure an ablation's arm.
+_PATIENCE = timedelta(hours=12)
 
 
 def choose_device(name: DeviceName) -> torch.device:
@@ -103,7 +112,7 @@ def processes(device: DeviceName = "auto") -> Iterator[Ranks]:
     if count == 1:
         yield Ranks(device=chosen)
         return
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=_PATIENCE)
     try:
         yield Ranks(dist.get_rank(), count, chosen)
     finally:

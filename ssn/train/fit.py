@@ -310,6 +310,8 @@ def fit(
         mean, whitening = measure_whitening(volumes)
         detector.network.feature_mean.copy_(mean)
         detector.network.whitening.copy_(whitening)
+        # Eigenvectors have no sign of their own: another processor may choose another.
+        ranks.equalise_([detector.network.feature_mean, detector.network.whitening])
     parameters = [p for p in detector.flow.parameters() if p.requires_grad]
     optimiser = torch.optim.Adam(parameters, lr=options.learning_rate)
     if resume and (folder / OPTIMISER_FILE).exists():
