@@ -147,6 +147,7 @@ def calibrate(
     rate: Annotated[
         float, typer.Option(help="Share of healthy brain voxels above the threshold.", min=0, max=1)
     ] = 0.005,
+    device: DeviceOption = "auto",
 ) -> None:
     """Calibrate a checkpoint on the data set's held-out healthy volumes (split `calibration`)."""
     with user_errors():
@@ -155,10 +156,11 @@ def calibrate(
         from ssn.train.calibrate import save_calibration
         from ssn.train.checkpoint import load_checkpoint
         from ssn.train.datasets import open_split
+        from ssn.train.distributed import choose_device
         from ssn.train.evaluate import detector_log_likelihood
         from ssn.train.features import FeatureReader
 
-        detector = load_checkpoint(checkpoint)
+        detector = load_checkpoint(checkpoint).to(choose_device(device))
         reader = FeatureReader(detector.network, cache or checkpoint / "features")
         cases = open_split(data, "calibration", layout, contrast)
         volumes = []
@@ -186,6 +188,7 @@ def evaluate(
         Path | None,
         typer.Option(help="Data set whose validation split chooses the Dice threshold, if another."),
     ] = None,
+    device: DeviceOption = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace the JSON file.")] = False,
 ) -> None:
     """Measure a checkpoint on the test split; the Dice threshold comes from its validation split."""
@@ -197,10 +200,10 @@ def evaluate(
         from ssn.train.calibrate import load_calibration
         from ssn.train.checkpoint import load_checkpoint
         from ssn.train.datasets import open_split
+        from ssn.train.distributed import choose_device
 
-        method = measuring.detector_method(
-            load_checkpoint(checkpoint), load_calibration(checkpoint), checkpoint / "features"
-        )
+        detector = load_checkpoint(checkpoint).to(choose_device(device))
+        method = measuring.detector_method(detector, load_calibration(checkpoint), checkpoint / "features")
         test = open_split(data, "test", layout, contrast)
         # Another data set lies as it lies: a forced layout is the first one's.
         chosen_on = open_split(validation or data, "validation", None if validation else layout, contrast)

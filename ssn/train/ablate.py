@@ -190,7 +190,7 @@ def run_arm(
     )
     if ranks.rank == 0:
         progress("measuring")
-        result = {"run": arm.run, "seed": seed, "made_of": made_of} | _measure(detector, data, cache)
+        result = {"run": arm.run, "seed": seed, "made_of": made_of} | _measure(detector.to(ranks.device), data, cache)
         write_text_atomic(path, json.dumps(result, indent=1) + "\n")
         shutil.rmtree(checkpoint)
     ranks.wait()

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ssn.core.errors import SsnError
+from ssn.core.pose import find_brain
 from ssn.core.volume import read_volume
 from ssn.train.cases import HEALTHY_SPLITS, SPLITS, Case, Layout
 from ssn.train.check import file_problems, header_problems, lesion_in_healthy_split, subject_problems
@@ -62,7 +63,7 @@ class DataReport:
         return {
             "volumes": len(self.cases),
             "subjects": len({case.subject for case in self.cases}),
-            "splits": {split: sum(c.split == split for c in self.cases) for split in SPLITS},
+            "splits": {split: n for split in SPLITS if (n := sum(case.split == split for case in self.cases))},
             "contrasts": _counted(case.contrast or "unknown" for case in self.cases),
             "shapes": _counted(" x ".join(map(str, case.shape)) for case in self.cases if case.shape),
             "voxel_sizes_mm": _counted(" x ".join(f"{z:g}" for z in case.zooms) for case in self.cases if case.zooms),
@@ -105,8 +106,10 @@ def check_data(
     notes = list(dataset.notes)
     if contrast is not None:
         dataset = of_contrast(dataset, contrast)
+    elif len(dataset.contrasts) > 1 and dataset.layout in _SEVERAL_CONTRASTS:
+        notes.append(f"several contrasts ({', '.join(dataset.contrasts)}): other commands take one, with --contrast")
     elif len(dataset.contrasts) > 1:
-        (notes if dataset.layout in _SEVERAL_CONTRASTS else problems).append(mixed_contrasts(dataset))
+        problems.append(mixed_contrasts(dataset))
     problems += subject_problems(dataset.cases) + file_problems(dataset.cases)
     facts = []
     for index, case in enumerate(dataset.cases):
@@ -130,10 +133,11 @@ def _read_case(case: Case) -> tuple[CaseFacts, list[str]]:
         volume = read_volume(case.image)
         shape, zooms = volume.data.shape, tuple(round(z, 4) for z in volume.zooms)
         contents = hashlib.sha256(repr(shape).encode() + volume.data.tobytes()).hexdigest()
+        brain = find_brain(volume)
         if case.mask is not None and not problems:
             mask = read_mask(case.mask, shape)
             lesion_ml = round(float(mask.sum() * np.prod(zooms)) / 1000, 3)
-            problems += _mask_problems(case, lesion_ml, bool((mask & (volume.data != volume.data.flat[0])).any()))
+            problems += _mask_problems(case, lesion_ml, bool((mask & brain).any()))
     except SsnError as error:
         if not problems:  # else the header has said it already
             problems.append(str(error))

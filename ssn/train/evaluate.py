@@ -71,8 +71,9 @@ def detector_log_likelihood(
     config = detector.config
     stack = cut_slices(volume, config.grid, detector.network.cells, config.normalisation)
     found = reader.features(volume.path, stack)
+    device = detector.network.feature_mean.device
     values = [
-        detector.log_likelihood(features, places)
+        detector.log_likelihood(features.to(device), places.to(device)).cpu()
         for features, places in zip(found.features.split(8192), found.places.split(8192), strict=True)
     ]
     return stack, found.places.numpy(), torch.cat(values).numpy()

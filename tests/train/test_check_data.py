@@ -4,7 +4,7 @@ import shutil
 import nibabel as nib
 import numpy as np
 import pytest
-from brains import brain_file, save
+from brains import brain_array, brain_file, save
 from trees import br35h, brats, ixi, mask, plain, table, volume
 from typer.testing import CliRunner
 
@@ -64,9 +64,15 @@ def mix_modalities(folder):
     rename(folder / "h1.nii.gz", "h1_T2.nii.gz")
 
 
+def with_skull(path):
+    data, affine = brain_array((6.0, 6.0, 6.0))
+    save(path, data + np.random.default_rng(0).uniform(1, 50, data.shape), affine)
+
+
 BROKEN = {
     # what is done to a sound tree: (layout, change, what the message names)
     "a truncated volume": (plain, lambda d: truncate(d / "h2.nii.gz"), "h2.nii.gz"),
+    "a head that was not skull-stripped": (plain, lambda d: with_skull(d / "h1.nii.gz"), "h1.nii.gz"),
     "mixed modalities": (plain, mix_modalities, "h1_T2.nii.gz"),
     "a mask among the images": (plain, lambda d: mask(d / "h1_mask.nii.gz"), "h1_mask.nii.gz"),
     "a mask of no image": (plain, lambda d: mask(d / "masks" / "h9.nii.gz"), "h9.nii.gz"),
