@@ -59,15 +59,17 @@ def main() -> None:
         f"{bundle.spec.features} channels, whitened; means over 3 slices; conditional normalizing flow of "
         f"{architecture['blocks']} blocks with the cell's place in the plane and its depth as condition; "
         f"{bundle.spec.cells} x {bundle.spec.cells} cells of 4 mm a window of 3 mm. Contrastive term: "
-        f"`{options['loss']}`. {len(history)} epochs, last mean log-likelihood per dimension "
-        f"{history[-1]['log_likelihood']:.3f}.",
+        f"`{options['loss']}`, pushing away pseudo-anomalies in the {options['anomalies']}. {len(history)} epochs, last "
+        f"mean log-likelihood per dimension {history[-1]['log_likelihood']:.3f}.",
         "",
         "## What it was trained on",
         "",
         f"{training['volumes']} healthy synthetic subjects with T1-like contrast, made from **one** real template (ICBM "
         "2009a symmetric) by random deformation, sharpening, tissue contrast, bias field, blur and noise "
-        "(`ssn-train synth`). It saw no lesion and no scan of a person. Whoever has healthy scans of his own scanner "
-        "will be served better by a model trained on them, and should at least calibrate on them.",
+        "(`ssn-train synth`). It saw no scan of a person and none of the lesions that it is measured on below; what it "
+        "was taught to find unlikely are blobs of random shape, size and signal in the healthy volumes. Whoever has "
+        "healthy scans of his own scanner will be served better by a model trained on them, and should at least "
+        "calibrate on them.",
         "",
         "## Calibration",
         "",

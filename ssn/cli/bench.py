@@ -1,9 +1,9 @@
-"""`ssn-bench`: measure accuracy against references."""
+"""`ssn-bench`: measure accuracy against references, and speed on a GPU."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -19,7 +19,7 @@ def main(
         bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Measure accuracy against references."""
+    """Measure accuracy against references, and speed on a GPU."""
 
 
 @app.command()
@@ -83,3 +83,32 @@ def accuracy(
         write_text_atomic(output, json.dumps(results, indent=1) + "\n", overwrite=force)
         for name, result in results.items():
             print_table(name, result["summary"])
+
+
+@app.command()
+def gpu(
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSON file to write.")] = Path("gpu.json"),
+    model: Annotated[Literal["all", "wide_resnet50_2", "compact"], typer.Option(help="What is measured.")] = "all",
+    rounds: Annotated[int, typer.Option(help="Timed runs of a volume, of each way to compute.", min=1)] = 20,
+    max_batch: Annotated[int, typer.Option(help="Slices a batch.", min=3)] = 48,
+    force: Annotated[bool, typer.Option("--force", help="Replace the JSON file.")] = False,
+) -> None:
+    """Measure engines, streams, CUDA graphs and memory on this GPU, beside ONNX Runtime and torch.
+
+    The models are made on the spot with random weights. What fails is recorded with its reason.
+    """
+    with user_errors():
+        from ssn.benchmarks.gpu import MODELS, require_gpu, run_gpu_suite
+        from ssn.core.errors import OutputError
+
+        require_gpu()
+        if output.exists() and not force:
+            raise OutputError(f"{output}: exists already; use --force to replace it, or another name")
+        run_gpu_suite(
+            output,
+            models=MODELS if model == "all" else (model,),
+            rounds=rounds,
+            max_batch=max_batch,
+            say=lambda line: typer.echo(line, err=True),
+        )
+        typer.echo(f"{output}: written")

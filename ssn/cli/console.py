@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -41,6 +41,31 @@ def progress_bar(shown: bool = True) -> Progress:
         console=Console(stderr=True),
         disable=not (shown and sys.stderr.isatty()),
     )
+
+
+@contextmanager
+def reporting() -> Iterator[Callable[[str, int, int], None]]:
+    """Show one progress bar, fed by (what is being done, step, steps)."""
+    with progress_bar() as bar:
+        task = bar.add_task("")
+
+        def report(what: str, step: int, steps: int) -> None:
+            bar.update(task, description=what, completed=step, total=max(steps, 1))
+
+        yield report
+
+
+@contextmanager
+def needing_onnx() -> Iterator[None]:
+    """Say in one line that the onnx package is missing; a lean install has none."""
+    from ssn.core.errors import BackendError
+
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name != "onnx":
+            raise
+        raise BackendError("the onnx package is needed and not installed; pip install onnx") from error
 
 
 def print_version(wanted: bool) -> None:

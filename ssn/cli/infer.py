@@ -24,14 +24,25 @@ def infer(
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to; made if missing.")] = Path("OUT"),
     model: Annotated[Path | None, typer.Option(help="Model bundle; the packaged T1 model if not given.")] = None,
-    backend: Annotated[Literal["auto", "onnxruntime"], typer.Option(help="What computes.")] = "auto",
-    batch: Annotated[int, typer.Option(help="Slices at once: bounds memory.", min=3)] = 24,
+    backend: Annotated[
+        Literal["auto", "tensorrt", "onnxruntime", "openvino"],
+        typer.Option(help="What computes; auto takes the best that is here."),
+    ] = "auto",
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where it computes.")] = "auto",
+    batch: Annotated[
+        int | None, typer.Option(help="Slices at once: bounds memory; the backend's own if not given.", min=3)
+    ] = None,
+    memory_limit: Annotated[
+        int | None, typer.Option(metavar="MB", help="GPU memory that may be used; it lowers the batch.", min=1)
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; all cores if not given.", min=1)] = None,
     threshold: Annotated[float | None, typer.Option(help="Mask threshold, z; the model's own if not given.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace existing outputs.")] = False,
     demo: Annotated[bool, typer.Option("--demo", help="Run the packaged demo volume.")] = False,
     no_png: Annotated[bool, typer.Option("--no-png", help="Write no picture.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the records as JSON lines.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Say what computes, and why.")] = False,
+    doctor: Annotated[bool, typer.Option("--doctor", help="Say what this machine has and what would run.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
     ] = False,
@@ -41,20 +52,36 @@ def infer(
     Writes, for each volume, NAME_anomaly.nii.gz (z-scores against healthy volumes), NAME_mask.nii.gz, NAME.json
     and NAME.png. Research use only.
     """
+    if doctor:
+        from ssn.cli.doctor import print_doctor
+        from ssn.runtime.packaged import DEFAULT_BUNDLE
+
+        print_doctor(model or DEFAULT_BUNDLE, as_json=as_json)
+        return
     if bool(inputs) == demo:
         raise typer.BadParameter("give INPUT, or --demo", param_hint="INPUT")
     with user_errors():
         import json
 
         from ssn.core.bundle import load_bundle
+        from ssn.runtime.backend import DEFAULT_BATCH
+        from ssn.runtime.choose import Request, open_backend
         from ssn.runtime.cohort import find_jobs, run_jobs
-        from ssn.runtime.onnxruntime import OnnxRuntimeBackend
+        from ssn.runtime.memory import MEGABYTE
         from ssn.runtime.packaged import DEFAULT_BUNDLE, DEMO_VOLUME
 
         jobs = find_jobs([DEMO_VOLUME] if demo else inputs or [])
         bundle = load_bundle(model or DEFAULT_BUNDLE)
+        limit = None if memory_limit is None else memory_limit * MEGABYTE
+        choice = open_backend(bundle, Request(backend, device, threads, batch, limit))
+        for warning in choice.warnings:
+            typer.echo(f"Warning: {warning}", err=True)
+        if verbose:
+            for line in choice.passed_over:
+                typer.echo(f"Not used: {line}", err=True)
+            typer.echo(f"Computes: {choice.label}", err=True)
 
-        with OnnxRuntimeBackend(bundle, threads) as runner, progress_bar() as bar:
+        with choice.backend as runner, progress_bar() as bar:
             volumes = bar.add_task("volumes", total=len(jobs))
 
             def started(job: Job) -> None:
@@ -80,7 +107,7 @@ def infer(
                 bundle,
                 runner,
                 threshold=threshold,
-                batch=batch,
+                batch=batch or runner.max_slices or DEFAULT_BATCH,
                 picture=not no_png,
                 overwrite=force,
                 started=started,

@@ -73,6 +73,7 @@ def fit(
     noise: Annotated[float | None, typer.Option(help="Noise of synthetic anomalies.", min=0)] = None,
     share: Annotated[float | None, typer.Option(help="Share of locations an epoch.", min=0, max=1)] = None,
     mix: Annotated[int | None, typer.Option(help="Volumes shuffled together.", min=1)] = None,
+    precision: Annotated[Literal["fp32", "bf16"] | None, typer.Option(help="Of the flow's products.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, order and noise.", min=0)] = 0,
     resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in the output folder.")] = False,
     device: DeviceOption = "auto",
@@ -102,7 +103,7 @@ def fit(
         )
         given = {
             "epochs": epochs, "batch": batch, "learning_rate": learning_rate,
-            "noise": noise, "share": share, "mix": mix, "anomalies": anomalies,
+            "noise": noise, "share": share, "mix": mix, "anomalies": anomalies, "precision": precision,
         }  # fmt: skip
         chosen = {name: value for name, value in given.items() if value is not None}
         options = replace(options, loss=loss, seed=seed, **chosen)  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ from typing import Any
 from ssn.core.calibration_file import pack_calibration, unpack_calibration
 from ssn.core.errors import BundleError, OutputError
 from ssn.core.geometry import GridConfig
+from ssn.core.hashed_files import file_entry, read_hashed
 from ssn.core.intensity import Normalisation
 from ssn.core.onnx_data import has_external_data
 from ssn.core.scoring import Calibration
@@ -85,16 +86,7 @@ def _again(path: Path) -> str:
 
 def _read_checked(folder: Path, name: str, files: Mapping[str, Any]) -> bytes:
     path = folder / name
-    if name not in files:
-        raise BundleError(f"{path}: is not listed in {MANIFEST_FILE}. {_again(path)}")
-    if name != Path(name).name or name in (".", "..") or path.is_symlink():
-        raise BundleError(f"{path}: a bundle's files must lie in its own folder. {_again(path)}")
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise BundleError(f"{path}: cannot be read ({error.strerror}). {_again(path)}") from error
-    if len(data) != files[name]["bytes"] or hashlib.sha256(data).hexdigest() != files[name]["sha256"]:
-        raise BundleError(f"{path}: was modified since it was exported (its hash differs). {_again(path)}")
+    data = read_hashed(folder, name, files, _again(path))
     if name.endswith(".onnx"):
         try:
             external = has_external_data(data)
@@ -185,9 +177,7 @@ def write_bundle(
         "model": asdict(spec),
         **about,
         "intended_use": INTENDED_USE,
-        "files": {
-            name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()
-        },
+        "files": {name: file_entry(data) for name, data in files.items()},
     }
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -25,5 +25,9 @@ class BackendError(SsnError):
     """The requested inference backend cannot run here."""
 
 
+class MemoryLimitError(BackendError):
+    """Not even the smallest batch fits into the memory limit."""
+
+
 class ExportError(SsnError):
-    """The exported graphs don't say what the trained networks say."""
+    """The exported graphs don't say what the trained networks say, or no engine can be made that does."""

@@ -1,1 +1,1 @@
-"""Export: checkpoint to bundle (ONNX). Needs the `train` extra."""
+"""Export: checkpoint to bundle (ONNX; needs the `train` extra), and bundle to TensorRT engines (no torch)."""

@@ -22,6 +22,7 @@ from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, Bundle, ModelSpec, write_bu
 from ssn.core.errors import ExportError
 from ssn.core.scoring import Calibration
 from ssn.export.graphs import FlowGraph
+from ssn.export.torch_reference import torch_log_likelihood
 from ssn.train.checkpoint import Detector
 
 OPSET = 18  # ONNX Runtime and TensorRT 10 and later take it
@@ -109,13 +110,16 @@ def export_graphs(detector: Detector) -> dict[str, bytes]:
     }
 
 
-@torch.inference_mode()
-def measure_parity(detector: Detector, graphs: Mapping[str, bytes], batches: Sequence[NDArray[np.float32]]) -> float:
-    """Largest difference of log-likelihood per dimension between torch and ONNX Runtime.
+def measure_parity(
+    detector: Detector, graphs: Mapping[str, bytes], batches: Sequence[NDArray[np.float32]], *, far: bool = False
+) -> float:
+    """Largest difference of log-likelihood per dimension between torch and ONNX Runtime; 0 for no batches.
 
     Parameters
     ----------
     batches : each (N, H, W) in 0..1, N a multiple of the window
+    far : the batches are like no brain. A trained flow puts noise at hundreds of nats a dimension, where two orders
+        of an FP32 sum differ by more than the tolerance: beyond 1 nat the difference is taken relative to its size.
     """
     import onnxruntime as ort
 
@@ -125,17 +129,14 @@ def measure_parity(detector: Detector, graphs: Mapping[str, bytes], batches: Seq
     grid, cells = detector.config.grid, detector.network.cells
     largest = 0.0
     for index, batch in enumerate(batches):
-        count = len(batch) // grid.window
+        slices, count = batch[:, None], len(batch) // grid.window
         first = min(5 * index, grid.windows - count)
-        places = torch.arange(0, count * cells**2, 3) + first * cells**2
-        slices = torch.from_numpy(batch)[:, None]
-        raw = detector.network.raw(slices).permute(0, 2, 3, 1).flatten(0, 2)
-        expected = detector.log_likelihood(raw[places - first * cells**2], places).numpy()
-        (features,) = encoder.run(None, {"slices": slices.numpy()})
-        (given,) = flow.run(
-            None, {"features": features, "places": places.numpy(), "first": np.array([first], np.int64)}
-        )
-        largest = max(largest, float(np.abs(expected - given).max()))
+        places = np.arange(0, count * cells**2, 3) + first * cells**2
+        expected = torch_log_likelihood(detector, slices, places, first)
+        (features,) = encoder.run(None, {"slices": slices})
+        (given,) = flow.run(None, {"features": features, "places": places, "first": np.array([first], np.int64)})
+        size = np.maximum(np.abs(expected), 1) if far else 1
+        largest = max(largest, float((np.abs(expected - given) / size).max()))
     return largest
 
 
@@ -169,7 +170,7 @@ def export_bundle(
     rng = np.random.default_rng(0)
     plane, window = config.grid.plane, config.grid.window
     random = [rng.random((window * count, plane, plane), np.float32) for count in (1, 3)]
-    parity = measure_parity(detector, graphs, [*random, *slices])
+    parity = max(measure_parity(detector, graphs, random, far=True), measure_parity(detector, graphs, slices))
     if not parity <= TOLERANCE:
         raise ExportError(
             f"{folder}: not written, because ONNX Runtime differs from torch by {parity:.1e} in log-likelihood "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -46,12 +47,16 @@ class Backend(Protocol):
     """Something that runs a bundle's two graphs. It holds resources: use it in a `with` statement."""
 
     name: str
+    max_slices: int | None  # most slices that a batch may have; None: any number
 
     def describe(self) -> dict[str, Any]:
         """Say what runs, for the record: provider, threads, versions."""
 
-    def log_likelihood(self, batch: Batch, times: StageTimes) -> NDArray[np.float32]:
-        """Log-likelihood per dimension (L,) of a batch's places."""
+    def run(self, batches: Iterable[Batch], times: StageTimes) -> Generator[NDArray[np.float32], None, None]:
+        """Log-likelihood per dimension (L,) of each batch's places, in order.
+
+        It may take the next batches before it gives a result: that is how copies and computing overlap.
+        """
 
     def __enter__(self) -> Self: ...
 
@@ -92,10 +97,14 @@ def run_batches(
     progress: Callable[[float], None] = lambda share: None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Places (L,) of a stack and their log-likelihood (L,); `progress` gets the share that is done."""
-    places, values = [], []
-    for batch in plan_batches(stack, occupancy, slices):
-        values.append(backend.log_likelihood(batch, times))
-        places.append(batch.places)
-        window = stack.placement.grid.window
-        progress((batch.first - stack.first) / len(stack.occupancy) + len(batch.slices) / window / len(stack.occupancy))
-    return np.concatenate(places), np.concatenate(values)
+    if backend.max_slices is not None:
+        slices = min(slices, backend.max_slices)
+    window, windows = stack.placement.grid.window, len(stack.occupancy)
+    batches = list(plan_batches(stack, occupancy, slices))  # views: they cost nothing
+    values = []
+    # Closed before the backend is, also on Ctrl-C: what is queued must end while its buffers are there.
+    with closing(backend.run(batches, times)) as results:
+        for batch, result in zip(batches, results, strict=True):
+            values.append(result)
+            progress((batch.first - stack.first + len(batch.slices) / window) / windows)
+    return np.concatenate([batch.places for batch in batches]), np.concatenate(values)

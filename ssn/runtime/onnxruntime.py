@@ -1,10 +1,11 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime: on the CPU, with CUDA, and with its TensorRT provider."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Generator, Iterable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import onnxruntime as ort
@@ -14,47 +15,82 @@ from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, Bundle
 from ssn.core.errors import BackendError, BundleError
 from ssn.runtime.backend import Batch, StageTimes
 
-_PROVIDERS = ("CPUExecutionProvider",)
+Provider = Literal["cpu", "cuda", "tensorrt"]
+PROVIDERS: dict[Provider, str] = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+_STATE = ort.capi.onnxruntime_pybind11_state
+_RUN_ERRORS = (_STATE.RuntimeException, _STATE.Fail, _STATE.EPFail)  # memory that is short is one of these
 
 
 class OnnxRuntimeBackend:
-    """Two sessions made from the bundle's verified bytes.
+    """Two sessions made from the bundle's verified bytes; features stay where they were computed.
 
     Parameters
     ----------
     bundle : Bundle
     threads : int or None
         Threads of an operator; None lets ONNX Runtime take all cores.
+    provider : what computes. What a GPU provider lacks is computed by the next: TensorRT, CUDA, CPU.
+    memory_limit : bytes that CUDA's memory pools may grow to, half of it for each session
 
     Raises
     ------
+    BackendError
+        If the provider isn't there or doesn't start with these graphs.
     BundleError
         If ONNX Runtime refuses a graph.
     """
 
     name = "onnxruntime"
+    max_slices: int | None = None
 
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        threads: int | None = None,
+        provider: Provider = "cpu",
+        memory_limit: int | None = None,
+    ) -> None:
         if threads is not None and threads < 1:
             raise BackendError(f"onnxruntime: {threads} threads are not possible; give 1 or more")
+        if PROVIDERS[provider] not in ort.get_available_providers():
+            raise BackendError(
+                f"onnxruntime {ort.__version__} has no {PROVIDERS[provider]}; "
+                "replace it with: pip uninstall onnxruntime && pip install onnxruntime-gpu"
+            )
         options = ort.SessionOptions()
         options.log_severity_level = 3
         if threads is not None:
             options.intra_op_num_threads = threads
         # The two sessions take turns: a waiting pool that spins would take the other's cores.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._encoder = self._session(bundle, ENCODER_FILE, options)
-        self._flow = self._session(bundle, FLOW_FILE, options)
-        self._threads = threads
+        self._threads, self._provider = threads, provider
+        self._device = "cpu" if provider == "cpu" else "cuda"
+        chain = _chain(provider, memory_limit)
+        self._encoder = self._session(bundle, ENCODER_FILE, options, chain)
+        self._flow = self._session(bundle, FLOW_FILE, options, chain)
 
-    @staticmethod
-    def _session(bundle: Bundle, name: str, options: ort.SessionOptions) -> ort.InferenceSession:
+    def _session(
+        self, bundle: Bundle, name: str, options: ort.SessionOptions, chain: list[tuple[str, dict[str, str]]]
+    ) -> ort.InferenceSession:
         data = bundle.read(name)
         try:
-            return ort.InferenceSession(data, options, providers=list(_PROVIDERS))
+            session = ort.InferenceSession(data, options, providers=chain)
         except Exception as error:  # its errors share no base class
             reason = str(error).splitlines()[0]
+            if self._provider != "cpu":
+                raise BackendError(f"onnxruntime: {PROVIDERS[self._provider]} does not start ({reason})") from error
             raise BundleError(f"{bundle.folder / name}: ONNX Runtime refuses it ({reason})") from error
+        used = session.get_providers()[0]
+        if used != PROVIDERS[self._provider]:  # it falls back on its own, with a warning that nobody reads
+            raise BackendError(
+                f"onnxruntime: {PROVIDERS[self._provider]} does not start, a CUDA, cuDNN or TensorRT library is "
+                "missing or of another version; install them with: pip install 'onnxruntime-gpu[cuda,cudnn]'"
+            )
+        return session
 
     def describe(self) -> dict[str, Any]:
         """Say what runs, for the record."""
@@ -65,13 +101,30 @@ class OnnxRuntimeBackend:
             "threads": self._threads or "all cores",
         }
 
-    def log_likelihood(self, batch: Batch, times: StageTimes) -> NDArray[np.float32]:
-        """Log-likelihood per dimension (L,) of a batch's places."""
+    def run(self, batches: Iterable[Batch], times: StageTimes) -> Generator[NDArray[np.float32], None, None]:
+        """Log-likelihood per dimension (L,) of each batch's places, in order."""
+        for batch in batches:
+            try:
+                values = self._log_likelihood(batch, times)
+            except _RUN_ERRORS as error:
+                reason = str(error).splitlines()[0]
+                raise BackendError(f"onnxruntime: did not run ({reason}); a lower --batch takes less memory") from error
+            yield values
+
+    def _log_likelihood(self, batch: Batch, times: StageTimes) -> NDArray[np.float32]:
         start = time.perf_counter()
-        (features,) = self._encoder.run(None, {"slices": batch.slices})
+        encoder = self._encoder.io_binding()
+        encoder.bind_cpu_input("slices", np.ascontiguousarray(batch.slices))
+        encoder.bind_output("features", self._device)
+        self._encoder.run_with_iobinding(encoder)
         encoded = time.perf_counter()
-        first = np.array([batch.first], np.int64)
-        (values,) = self._flow.run(None, {"features": features, "places": batch.places, "first": first})
+        flow = self._flow.io_binding()
+        flow.bind_ortvalue_input("features", encoder.get_outputs()[0])
+        flow.bind_cpu_input("places", batch.places)
+        flow.bind_cpu_input("first", np.array([batch.first], np.int64))
+        flow.bind_output("log_likelihood", "cpu")
+        self._flow.run_with_iobinding(flow)
+        (values,) = flow.copy_outputs_to_cpu()
         times.add("encoder", encoded - start)
         times.add("flow", time.perf_counter() - encoded)
         return np.asarray(values, np.float32)
@@ -83,3 +136,16 @@ class OnnxRuntimeBackend:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         del self._encoder, self._flow
+
+
+def _chain(provider: Provider, memory_limit: int | None) -> list[tuple[str, dict[str, str]]]:
+    """List the provider and those that compute what it can't, with their options."""
+    cuda = {"arena_extend_strategy": "kSameAsRequested"}
+    if memory_limit is not None:
+        cuda["gpu_mem_limit"] = str(memory_limit // 2)
+    chain: list[tuple[str, dict[str, str]]] = [(PROVIDERS["cpu"], {})]
+    if provider != "cpu":
+        chain.insert(0, (PROVIDERS["cuda"], cuda))
+    if provider == "tensorrt":
+        chain.insert(0, (PROVIDERS["tensorrt"], {"trt_fp16_enable": "1"}))
+    return chain

@@ -172,7 +172,10 @@ def run_arm(
         "volumes": {split: [case.name for case in cases] for split, cases in vars(data).items()}
     }
     if path.exists():
-        result: dict[str, Any] = json.loads(path.read_text())
+        try:
+            result: dict[str, Any] = json.loads(path.read_text())
+        except ValueError as error:
+            raise DataError(f"{path}: is damaged ({error}); remove it to have this run made again") from error
         if result.get("made_of") != made_of:
             raise DataError(f"{path}: was made with other settings or volumes; use another output folder")
         return result

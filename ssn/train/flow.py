@@ -15,6 +15,8 @@ from FrEIA.framework import SequenceINN
 from FrEIA.modules import AllInOneBlock
 from torch import Tensor, nn
 
+from ssn.train.losses import log_likelihood
+
 
 @dataclass(frozen=True)
 class FlowConfig:
@@ -147,11 +149,6 @@ class ConditionalFlow(nn.Module):
     def forward(self, features: Tensor, code: Tensor) -> Tensor:
         """Return the log-likelihood per dimension, `[L]`, of `features` `[L, C]` at `code` `[L, P]`."""
         return log_likelihood(*self.z_and_log_det(features, code)) / self.config.features
-
-
-def log_likelihood(z: Tensor, log_det: Tensor) -> Tensor:
-    """Return log p `[L]` = -C/2 ln(2 pi) - |z|^2 / 2 + log|det J|, of z `[L, C]`; not yet divided by C."""
-    return -0.5 * z.shape[-1] * math.log(2 * math.pi) - 0.5 * z.square().sum(dim=-1) + log_det
 
 
 @contextmanager

@@ -9,6 +9,7 @@ what the flow's caller holds. `logp_normalised` is `logp / NORMALISER`; boundari
 semi-push-pull are stated in it. `total_loss` does that division.
 """
 
+import math
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -60,15 +61,15 @@ def log_likelihood(z: Tensor, log_det: Tensor) -> Tensor:
 
     Parameters
     ----------
-    z : (..., C), the flow's output.
+    z : (..., C), the flow's output; its squares are summed in float32.
     log_det : (...), log|det J| of the flow at the same locations.
 
     Returns
     -------
     (...), in nats.
     """
-    log_two_pi = 1.8378770664093453
-    return -0.5 * z.shape[-1] * log_two_pi - 0.5 * z.square().sum(-1) + log_det
+    log_two_pi = math.log(2 * math.pi)
+    return -0.5 * z.shape[-1] * log_two_pi - 0.5 * z.float().square().sum(-1) + log_det
 
 
 def boundaries(log_likelihoods_normal: Tensor) -> Boundaries:

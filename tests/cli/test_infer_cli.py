@@ -28,7 +28,7 @@ def infer(*arguments):
 
 def test_a_volume_gives_map_mask_record_and_picture(tmp_path, tiny_bundle):
     scan = brain_file(tmp_path / "scan.nii.gz")
-    result = infer(scan, "-o", tmp_path / "out", "--model", tiny_bundle)
+    result = infer(scan, "-o", tmp_path / "out", "--model", tiny_bundle, "--backend", "onnxruntime")
     assert result.exit_code == 0, result.output
     assert outputs(tmp_path / "out") == {f"scan{suffix}" for suffix in SUFFIXES}
     original, score, mask = (nib.load(p) for p in (scan, *(tmp_path / "out" / f"scan{s}" for s in SUFFIXES[:2])))

@@ -14,6 +14,15 @@ def test_onnx_runtime_says_what_torch_says(tiny_detector, tiny_bundle):
     assert exporting.measure_parity(tiny_detector, graphs, batches) < 1e-4
 
 
+def test_slices_like_no_brain_are_compared_relative_to_how_unlikely_they_are(tiny_detector, tiny_bundle):
+    bundle = load_bundle(tiny_bundle)
+    graphs = {name: bundle.read(name) for name in (ENCODER_FILE, FLOW_FILE)}
+    wild = [np.random.default_rng(0).random((3, 192, 192), np.float32) * 50]
+    absolute, relative = (exporting.measure_parity(tiny_detector, graphs, wild, far=far) for far in (False, True))
+    assert relative <= absolute / 2, "these lie far beyond 1 nat a dimension"
+    assert relative < 1e-4
+
+
 def test_a_graph_that_differs_is_not_written(tiny_detector, tiny_calibration, tmp_path, monkeypatch):
     honest = exporting.export_graphs
 

@@ -21,15 +21,17 @@ CELLS = 48
 
 class BrightnessBackend:
     name = "brightness"
+    max_slices = None
 
     def describe(self):
         return {"backend": self.name}
 
-    def log_likelihood(self, batch, times):
-        n, _, h, _ = batch.slices.shape
-        step = h // CELLS
-        cells = batch.slices.reshape(n // 3, 3, CELLS, step, CELLS, step).mean((1, 3, 5))
-        return -cells.ravel()[batch.places - batch.first * CELLS**2]
+    def run(self, batches, times):
+        for batch in batches:
+            n, _, h, _ = batch.slices.shape
+            step = h // CELLS
+            cells = batch.slices.reshape(n // 3, 3, CELLS, step, CELLS, step).mean((1, 3, 5))
+            yield -cells.ravel()[batch.places - batch.first * CELLS**2]
 
     def __enter__(self):
         return self

@@ -6,10 +6,11 @@ import torch
 from brains import brain_file
 
 from ssn.core.errors import DataError
+from ssn.train.batches import epoch_batches
 from ssn.train.checkpoint import RECORD_FILE, load_checkpoint
 from ssn.train.encoder import EncoderConfig
 from ssn.train.features import FeatureReader, VolumeFeatures, measure_whitening
-from ssn.train.fit import FitOptions, epoch_batches, fit
+from ssn.train.fit import FitOptions, fit
 from ssn.train.network import FeatureNetwork, ModelConfig
 
 TINY = ModelConfig(

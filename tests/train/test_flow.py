@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssn.train.flow import ConditionalFlow, FlowConfig, location_code, log_likelihood, sincos_code
+from ssn.train.flow import ConditionalFlow, FlowConfig, location_code, sincos_code
+from ssn.train.losses import log_likelihood
 
 DATA = Path(__file__).parents[1] / "data" / "losses.npz"
 SMALL = FlowConfig(features=6, blocks=3, plane_channels=8)

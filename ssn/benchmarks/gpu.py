@@ -1,0 +1,431 @@
+"""Everything that is measured on a GPU, in one run: engines, streams, graphs, memory, and other ways to compute.
+
+Whatever fails is recorded with its reason and the rest goes on; the JSON is written anew after each part.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+
+from ssn.benchmarks.measure import environment, interleaved
+from ssn.benchmarks.phantom import write_phantom
+from ssn.core.atomic import write_text_atomic
+from ssn.core.bundle import Bundle
+from ssn.core.engines import Device, find_engines
+from ssn.core.errors import BackendError, SsnError
+from ssn.core.scoring import Calibration
+from ssn.core.slices import SliceStack, cut_slices
+from ssn.core.volume import read_volume
+from ssn.runtime.backend import Batch, StageTimes, plan_batches, run_batches
+from ssn.runtime.cuda import Cuda, find_device
+from ssn.runtime.device_pipeline import DevicePipeline
+from ssn.runtime.memory import MEGABYTE, BatchLayout
+from ssn.runtime.onnxruntime import OnnxRuntimeBackend
+from ssn.runtime.pipeline import infer_volume
+from ssn.runtime.schedule import DEFAULT_SLOTS, Schedule
+from ssn.runtime.tensorrt import TensorRTBackend
+
+if TYPE_CHECKING:
+    from ssn.train.checkpoint import Detector
+
+ModelName = Literal["wide_resnet50_2", "compact"]
+MODELS: tuple[ModelName, ...] = ("wide_resnet50_2", "compact")
+_NEEDED = {"torch": "torch", "timm": "timm", "FrEIA": "FrEIA", "onnx": "onnx", "onnxscript": "onnxscript"}
+_WARM_UP = 3
+# (overlap, graphs): what each of the two brings
+_VARIANTS = {
+    "streams and graphs": (True, True),
+    "streams": (True, False),
+    "graphs": (False, True),
+    "neither": (False, False),
+}
+_SAMPLED_EVERY = 0.002  # s
+
+Report = dict[str, Any]
+Say = Callable[[str], None]
+
+
+class _Runner(Protocol):
+    def run(self, batches: Sequence[Batch], times: StageTimes) -> Iterator[Any]: ...
+
+
+def require_gpu() -> Device:
+    """Return the device, when everything else that the suite needs is here as well.
+
+    Raises
+    ------
+    BackendError
+        Naming all that is missing.
+    """
+    device, reason = find_device()
+    if device is None:
+        raise BackendError(f"the GPU suite needs an NVIDIA GPU, and there is none to use: {reason}")
+    missing = [package for module, package in _NEEDED.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise BackendError(f"the GPU suite needs {', '.join(missing)} as well: pip install 'ssn[train,gpu]'")
+    return device
+
+
+def run_gpu_suite(
+    output: Path,
+    *,
+    models: Sequence[ModelName] = MODELS,
+    rounds: int = 20,
+    max_batch: int = 48,
+    say: Say = lambda line: None,
+) -> Report:
+    """Run the suite and write its JSON to `output`.
+
+    Parameters
+    ----------
+    rounds : timed runs of a volume, of each way to compute
+    max_batch : slices a batch, the same for all ways
+
+    Raises
+    ------
+    BackendError
+        If there is no GPU, or a package is missing.
+    OutputError
+        If the JSON can't be written.
+    """
+    device = require_gpu()
+    from ssn.benchmarks.gpu_torch import matmul_rate
+
+    report: Report = {"environment": environment(), "rounds": rounds, "slices_a_batch": max_batch, "models": {}}
+
+    def save() -> None:
+        write_text_atomic(output, json.dumps(report, indent=1) + "\n", overwrite=True)
+
+    save()
+    say(f"{device.name}: one matrix product in FP16")
+    report["fp16_matmul_tflops"] = _attempt(lambda: round(matmul_rate() / 1e12, 1))
+    with tempfile.TemporaryDirectory() as scratch:
+        for model in models:
+            part: Report = {}
+            report["models"][model] = part
+            for name in _measure_model(part, model, Path(scratch), device, rounds, max_batch):
+                say(f"{model}: {name}")
+                save()
+            _add_roofline(part, report["fp16_matmul_tflops"])
+            save()
+    return report
+
+
+def _attempt(measure: Callable[[], Any]) -> Any:
+    """Return the result of a measurement, or the reason why there is none."""
+    try:
+        return measure()
+    except SsnError as error:
+        return {"problem": str(error)}
+    except Exception as error:  # torch and compilers raise what they like; the other parts must still be measured
+        return {"problem": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+
+
+def _measure_model(
+    part: Report, model: ModelName, scratch: Path, device: Device, rounds: int, max_batch: int
+) -> Iterator[str]:
+    """Measure one model, part by part; yields what comes next."""
+    yield "making the bundle"
+    scan = write_phantom(scratch / "phantom.nii.gz")
+    detector, bundle = _make_bundle(model, scratch / model, scan)
+    stack = cut_slices(read_volume(scan), bundle.spec.grid, bundle.spec.cells, bundle.spec.normalisation)
+    batches = list(plan_batches(stack, bundle.spec.occupancy, max_batch))
+    part["weights"] = "random: speed does not depend on them, accuracy does, so none is reported"
+    part["volume"] = {
+        "slices": len(stack.slices),
+        "places": sum(len(batch.places) for batch in batches),
+        "batches": len(batches),
+    }
+    part["flops"] = _attempt(lambda: _flops(detector, batches, bundle.spec.grid.window))
+    yield "building engines"
+    part["engines"] = _attempt(lambda: _build(bundle, scan, device, max_batch))
+    yield "comparing every backend"
+    part["check"] = _attempt(lambda: _check(bundle, scan))
+    yield "TensorRT"
+    part["tensorrt"] = _attempt(lambda: _tensorrt(bundle, stack, batches, scan, rounds))
+    yield "ONNX Runtime with CUDA"
+    part["onnxruntime_cuda"] = _attempt(lambda: _onnxruntime(bundle, batches, scan, max_batch, rounds))
+    yield "torch"
+    part["torch"] = _attempt(lambda: _torch(detector, batches, rounds))
+    yield "the CUDA pipeline over compiled torch"
+    part["pipeline_over_torch"] = _attempt(lambda: _torch_pipeline(detector, bundle, batches, max_batch, rounds))
+
+
+def _make_bundle(model: ModelName, folder: Path, scan: Path) -> tuple[Detector, Bundle]:
+    """Export an untrained detector; its calibration is that of its own answers, so that z-scores have their scale."""
+    import torch
+
+    from ssn.export.onnx import export_bundle
+    from ssn.train.checkpoint import build_detector
+    from ssn.train.network import FeatureNetwork, ModelConfig
+
+    torch.manual_seed(0)
+    config = ModelConfig() if model == "wide_resnet50_2" else ModelConfig.compact()
+    network = FeatureNetwork(config, weights="none").eval()
+    stack = cut_slices(read_volume(scan), config.grid, network.cells, config.normalisation)
+    middle = len(stack.slices) // 2 // config.grid.window * config.grid.window
+    _settle(network, torch.from_numpy(stack.slices[middle : middle + 4 * config.grid.window, None]))
+    detector = build_detector(config, network, seed=0)
+    detector.flow.eval()
+    shape = (config.grid.windows, detector.network.cells, detector.network.cells)
+
+    def export(mean: float, deviation: float) -> Bundle:
+        calibration = Calibration(
+            mean=np.full(shape, mean, np.float32),
+            deviation=np.full(shape, deviation, np.float32),
+            gain=1.0,
+            sigma=2.0,
+            threshold=3.0,
+            threshold_rate=0.01,
+            healthy_scores=np.arange(20, dtype=np.float32),
+        )
+        return export_bundle(detector, calibration, folder, name=model, modality="none", overwrite=True)
+
+    bundle = export(0.0, 1.0)
+    with OnnxRuntimeBackend(bundle) as backend:
+        _, values = run_batches(backend, stack, bundle.spec.occupancy, 24, StageTimes())
+    return detector, export(float(values.mean()), float(max(values.std(), 1e-3)))
+
+
+def _settle(network: Any, slices: Any) -> None:
+    """Take the batch statistics of real slices: under random weights activations else grow beyond FP16."""
+    import torch
+
+    norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over what it sees, and not a moving one
+        norm.train()
+    with torch.no_grad():
+        network.raw(slices)
+    for norm in norms:
+        norm.eval()
+
+
+def _flops(detector: Detector, batches: Sequence[Batch], window: int) -> Report:
+    from ssn.benchmarks.gpu_torch import count_flops
+
+    encoder, flow = count_flops(detector)
+    windows = sum(len(batch.slices) // window for batch in batches)
+    places = sum(len(batch.places) for batch in batches)
+    return {
+        "encoder_a_slice": encoder / window,
+        "flow_a_place": flow,
+        "volume": encoder * windows + flow * places,
+    }
+
+
+def _build(bundle: Bundle, scan: Path, device: Device, max_batch: int) -> Report:
+    """Build FP16 engines, gate included, and say where they differ from FP32 on this GPU."""
+    from ssn.export.build import BuildOptions, build_engines
+    from ssn.export.parity import prepare
+
+    start = time.perf_counter()
+    options = BuildOptions(precision="fp16", max_batch=max_batch)
+    folder, record = build_engines(bundle, [prepare(bundle, scan)], options, device=device)
+    return {
+        "engine": folder.name,
+        "seconds": round(time.perf_counter() - start, 1),
+        "bytes": {name: entry["bytes"] for name, entry in record.files.items()},
+        "build": json.loads(json.dumps(asdict(record)["build"], default=str)),
+    }
+
+
+def _check(bundle: Bundle, scan: Path) -> list[Report]:
+    """Do what `ssn-export check` does."""
+    from ssn.export.check import check_bundle
+    from ssn.export.parity import prepare
+
+    return [asdict(row) for row in check_bundle(bundle, [prepare(bundle, scan)])]
+
+
+def _consume(runner: _Runner, batches: Sequence[Batch], times: StageTimes) -> None:
+    for _ in runner.run(batches, times):
+        pass
+
+
+def _variants(
+    opened: Callable[[bool, bool], AbstractContextManager[_Runner]], batches: Sequence[Batch], rounds: int
+) -> Report:
+    """Time a volume with and without overlapped streams and CUDA graphs, in interleaved rounds."""
+    with ExitStack() as stack:
+        runners = {name: stack.enter_context(opened(*switches)) for name, switches in _VARIANTS.items()}
+        for runner in runners.values():
+            for _ in range(_WARM_UP):
+                _consume(runner, batches, StageTimes())
+        times = {name: StageTimes() for name in runners}
+        runs = {name: partial(_consume, runner, batches, times[name]) for name, runner in runners.items()}
+        spreads = interleaved(runs, rounds=rounds, warm_up=0)
+    return {
+        name: {
+            "volume": spread.as_json(),
+            "device_ms": {stage: round(s * 1000 / rounds, 3) for stage, s in times[name].seconds.items()},
+        }
+        for name, spread in spreads.items()
+    }
+
+
+def _peak_memory(measure: Callable[[], Any]) -> tuple[Any, float]:
+    """Return the result of `measure`, and the GPU memory in MB that was taken at its height, by all of this machine."""
+    with Cuda() as cuda:
+        before = lowest = cuda.memory()[0]
+        done = threading.Event()
+
+        def sample() -> None:
+            nonlocal lowest
+            while not done.wait(_SAMPLED_EVERY):
+                lowest = min(lowest, cuda.memory()[0])
+
+        sampler = threading.Thread(target=sample)
+        sampler.start()
+        try:
+            result = measure()
+        finally:
+            done.set()
+            sampler.join()
+    return result, round((before - lowest) / MEGABYTE, 1)
+
+
+def _end_to_end(backend: Any, bundle: Bundle, scan: Path, batch: int, rounds: int) -> Report:
+    """Time a volume from its file to its map."""
+    for _ in range(_WARM_UP):
+        infer_volume(scan, bundle, backend, batch=batch)
+    stages = StageTimes()
+
+    def run() -> None:
+        for stage, seconds in infer_volume(scan, bundle, backend, batch=batch).times.seconds.items():
+            stages.add(stage, seconds)
+
+    spread = interleaved({"volume": run}, rounds=rounds, warm_up=0)["volume"]
+    return {
+        "volume": spread.as_json(),
+        "stages_ms": {name: round(seconds * 1000 / rounds, 2) for name, seconds in stages.seconds.items()},
+    }
+
+
+def _tensorrt(bundle: Bundle, stack: SliceStack, batches: Sequence[Batch], scan: Path, rounds: int) -> Report:
+    entries = [entry for entry in find_engines(bundle) if entry.record is not None]
+    if not entries:
+        raise BackendError("no engine was built")
+    entry = entries[0]
+
+    def once() -> Report:
+        with TensorRTBackend(bundle, entry) as backend:
+            _consume(backend, batches, StageTimes())
+            return {"described": backend.describe(), "allocated_mb": round(backend.peak_bytes / MEGABYTE, 1)}
+
+    result, peak = _peak_memory(once)
+    result["peak_memory_mb"] = peak
+    result["variants"] = _variants(
+        lambda overlap, graphs: TensorRTBackend(bundle, entry, overlap=overlap, graphs=graphs), batches, rounds
+    )
+    with TensorRTBackend(bundle, entry) as backend, OnnxRuntimeBackend(bundle) as reference:
+        size = backend.max_slices or len(stack.slices)
+        _, given = run_batches(backend, stack, bundle.spec.occupancy, size, StageTimes())
+        _, wanted = run_batches(reference, stack, bundle.spec.occupancy, size, StageTimes())
+        result["largest_difference"] = float(np.abs(given - wanted).max())
+        result["end_to_end"] = _end_to_end(backend, bundle, scan, size, rounds)
+    return result
+
+
+def _onnxruntime(bundle: Bundle, batches: Sequence[Batch], scan: Path, max_batch: int, rounds: int) -> Report:
+    def measure() -> Report:
+        with OnnxRuntimeBackend(bundle, provider="cuda") as backend:
+            run = partial(_consume, backend, batches, StageTimes())
+            spread = interleaved({"volume": run}, rounds=rounds, warm_up=_WARM_UP)["volume"]
+            return {
+                "described": backend.describe(),
+                "volume": spread.as_json(),
+                "end_to_end": _end_to_end(backend, bundle, scan, max_batch, rounds),
+            }
+
+    result, peak = _peak_memory(measure)
+    result["peak_memory_mb"] = peak
+    return dict(result)
+
+
+def _torch(detector: Detector, batches: Sequence[Batch], rounds: int) -> Report:
+    import torch
+
+    from ssn.benchmarks.gpu_torch import TorchDetector
+
+    ways = {
+        "eager fp32, channels last": (torch.float32, False),
+        "eager fp16, channels last": (torch.float16, False),
+        "compiled fp16, channels last": (torch.float16, True),
+    }
+    result: Report = {}
+    runs = {}
+    for name, (dtype, compiled) in ways.items():
+        made = _attempt(partial(_warm_torch, TorchDetector, detector, dtype, compiled, batches))
+        if isinstance(made, dict):
+            result[name] = made
+        else:
+            runs[name] = partial(made.run, batches)
+    for name, spread in interleaved(runs, rounds=rounds, warm_up=_WARM_UP).items():
+        result[name] = {"volume": spread.as_json()}
+    return result
+
+
+def _warm_torch(kind: Any, detector: Detector, dtype: Any, compiled: bool, batches: Sequence[Batch]) -> Any:
+    made = kind(detector, dtype, compiled=compiled)
+    made.run(batches)
+    return made
+
+
+def _torch_pipeline(
+    detector: Detector, bundle: Bundle, batches: Sequence[Batch], max_batch: int, rounds: int
+) -> Report:
+    import torch
+
+    from ssn.benchmarks.gpu_torch import TorchDetector, TorchStages
+
+    layout = BatchLayout.of(bundle.spec, "float16", "float16")
+    compiled = TorchDetector(detector, torch.float16, compiled=True)
+
+    @contextmanager
+    def opened(overlap: bool, graphs: bool) -> Iterator[_Runner]:
+        with Cuda() as cuda:
+            schedule = Schedule(DEFAULT_SLOTS if overlap else 1, overlap)
+            stages = TorchStages(compiled, layout)
+            pipeline = DevicePipeline(cuda, layout, max_batch // layout.window, stages, schedule, graphs=graphs)
+            yield pipeline
+            if pipeline.graph_problem:
+                raise BackendError(pipeline.graph_problem)
+
+    return {"variants": _variants(opened, batches, rounds)}
+
+
+def _add_roofline(part: Report, matmul_tflops: float | Report) -> None:
+    """Hold each time against the FLOPs that were counted and the rate that this GPU's matrix product reached."""
+    if not isinstance(matmul_tflops, float) or "volume" not in part.get("flops", {}):
+        return
+    tera = part["flops"]["volume"] / 1e12
+
+    def visit(node: Any) -> None:
+        if not isinstance(node, dict):
+            return
+        device = node.get("device_ms")
+        if isinstance(device, dict):
+            seconds = (device.get("encoder", 0.0) + device.get("flow", 0.0)) / 1000
+            if seconds:
+                node["share_of_matmul_rate"] = round(tera / seconds / matmul_tflops, 4)
+        elif isinstance(node.get("volume"), dict) and "median_ms" in node["volume"]:
+            node["share_of_matmul_rate"] = round(tera / (node["volume"]["median_ms"] / 1000) / matmul_tflops, 4)
+        for child in node.values():
+            visit(child)
+
+    for name in ("tensorrt", "onnxruntime_cuda", "torch", "pipeline_over_torch"):
+        visit(part.get(name))

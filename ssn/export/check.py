@@ -1,0 +1,122 @@
+"""Every way to run a bundle that is at hand, compared with ONNX Runtime in FP32 on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from ssn.core.bundle import Bundle
+from ssn.core.engines import Precision, find_engines
+from ssn.core.errors import SsnError
+from ssn.export.parity import TOLERANCES, Drift, Method, Sample, answers, excesses, measure, method_of
+from ssn.export.precision import read_model, rounded
+from ssn.export.variants import GRAPHS, Node, convert, with_graphs
+from ssn.runtime.backend import Backend
+from ssn.runtime.choose import Option, Request, open_option, options
+from ssn.runtime.machine import look
+from ssn.runtime.onnxruntime import OnnxRuntimeBackend
+
+REFERENCE = "onnxruntime on cpu"
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to run a bundle: how it is opened, or why it can't be."""
+
+    name: str
+    precision: Precision
+    open: Callable[[], AbstractContextManager[Method]] | None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was found of a way.
+
+    Attributes
+    ----------
+    drift : None if it did not run
+    beyond : what is beyond the tolerance of its precision, in words
+    problem : why it did not run
+    """
+
+    name: str
+    precision: Precision
+    drift: Drift | None
+    beyond: list[str]
+    problem: str | None
+
+
+def ways(bundle: Bundle, checkpoint: Path | None = None) -> list[Way]:
+    """List the ways to run a bundle, other than the reference."""
+    found = []
+    if checkpoint is not None:
+        found.append(Way("torch", "fp32", lambda: nullcontext(_torch(checkpoint))))
+    found.append(Way("fp16 graph, rounded on cpu", "fp16", lambda: _running(bundle, lambda: _half_on_cpu(bundle))))
+    for option in options(bundle, look(), verify=True):
+        if option.label == REFERENCE:
+            continue
+        record = option.entry.record if option.entry else None
+        precision: Precision = record.key.precision if record else "fp32"
+        found.append(Way(option.label, precision, _opener(bundle, option), option.problem))
+    return found
+
+
+def _opener(bundle: Bundle, option: Option) -> Callable[[], AbstractContextManager[Method]] | None:
+    if option.problem is not None:
+        return None
+    return lambda: _running(bundle, lambda: open_option(bundle, option, Request()))
+
+
+@contextmanager
+def _running(bundle: Bundle, make: Callable[[], Backend]) -> Iterator[Method]:
+    with make() as backend:
+        yield method_of(bundle, backend)
+
+
+def _torch(checkpoint: Path) -> Method:
+    from ssn.export.torch_reference import torch_method
+    from ssn.train.checkpoint import load_checkpoint
+
+    return torch_method(load_checkpoint(checkpoint))
+
+
+def _half_on_cpu(bundle: Bundle) -> Backend:
+    """Open the FP16 graphs, with what the bundle's own FP16 engines keep in FP32."""
+    models = {name: read_model(bundle.read(name)) for name in GRAPHS}
+    kept = set()
+    for entry in find_engines(bundle):
+        if entry.record is not None and entry.record.key.precision == "fp16":
+            for graph, names in entry.record.build.get("kept_in_fp32", {}).items():
+                kept |= {Node(graph, name) for name in names}
+    halves = convert(models, "fp16", kept)
+    graphs = {name: rounded(model).SerializeToString() for name, model in halves.items()}
+    return OnnxRuntimeBackend(with_graphs(bundle, graphs))
+
+
+def check_bundle(
+    bundle: Bundle,
+    samples: Sequence[Sample],
+    checkpoint: Path | None = None,
+    report: Callable[[str, int, int], None] = lambda what, step, steps: None,
+) -> list[Row]:
+    """Run every way on the same slices; a way that fails is a row of its own, and the others go on."""
+    found = ways(bundle, checkpoint)
+    report(REFERENCE, 0, len(found) + 1)
+    with OnnxRuntimeBackend(bundle) as backend:
+        reference = answers(bundle, samples, method_of(bundle, backend))
+    rows = []
+    for index, way in enumerate(found):
+        report(way.name, index + 1, len(found) + 1)
+        problem, drift = way.problem, None
+        if way.open is not None:
+            try:
+                with way.open() as method:
+                    drift = measure(bundle, samples, reference, answers(bundle, samples, method))
+            except SsnError as error:
+                problem = str(error)
+        beyond = [] if drift is None else excesses(drift, TOLERANCES[way.precision])
+        rows.append(Row(way.name, way.precision, drift, beyond, problem))
+    return rows

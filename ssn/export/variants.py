@@ -1,0 +1,204 @@
+"""A bundle's graphs in another precision, and the gate that they must pass before an engine is made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, Bundle
+from ssn.core.engines import Precision
+from ssn.core.errors import ExportError
+from ssn.export.culprits import find_culprits, stages
+from ssn.export.parity import (
+    TOLERANCES,
+    Answer,
+    Drift,
+    Sample,
+    answers,
+    excerpt,
+    excesses,
+    measure,
+    method_of,
+    tightened,
+)
+from ssn.export.precision import likelihood_sums, read_model, rounded, to_half
+from ssn.runtime.onnxruntime import OnnxRuntimeBackend
+
+GRAPHS = (ENCODER_FILE, FLOW_FILE)
+_SEARCHED_WINDOWS = 6  # of a volume's some fifty: a search asks for them dozens of times
+_EXCERPT_SHARE = 0.75  # of the tolerance
+
+
+class Node(NamedTuple):
+    """A node of one of the two graphs."""
+
+    graph: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A bundle's graphs in one precision.
+
+    Attributes
+    ----------
+    graphs : what the engines are built from
+    on_cpu : FP32 graphs that compute the same values, rounding included
+    kept : nodes that stay in FP32 because the maps would drift otherwise
+    drift : from the FP32 graphs, measured with `on_cpu`
+    """
+
+    precision: Precision
+    graphs: Mapping[str, bytes]
+    on_cpu: Mapping[str, bytes]
+    kept: tuple[Node, ...]
+    drift: Drift
+
+
+@dataclass(frozen=True)
+class VariantBundle(Bundle):
+    """A bundle whose graphs are replaced, so that any backend runs them."""
+
+    graphs: Mapping[str, bytes]
+
+    def read(self, name: str) -> bytes:
+        """One of the replaced graphs."""
+        return self.graphs[name]
+
+
+def with_graphs(bundle: Bundle, graphs: Mapping[str, bytes]) -> VariantBundle:
+    """Replace a bundle's graphs, in memory."""
+    return VariantBundle(bundle.folder, bundle.manifest, bundle.digest, bundle.spec, bundle.calibration, graphs)
+
+
+def convert(
+    models: Mapping[str, ModelProto],
+    precision: Literal["fp16", "int8"],
+    kept: Collection[Node] = (),
+    healthy: Sequence[NDArray[np.float32]] = (),
+) -> dict[str, ModelProto]:
+    """Convert both FP32 graphs to a lower precision.
+
+    Parameters
+    ----------
+    kept : nodes that stay in FP32
+    healthy : slices (D, H, W) of healthy volumes, for the ranges of INT8
+    """
+    single = {graph: {node.name for node in kept if node.graph == graph} for graph in GRAPHS}
+    encoder, flow = models[ENCODER_FILE], models[FLOW_FILE]
+    if precision == "int8":
+        quantised = read_model(_quantised(encoder, healthy, single[ENCODER_FILE]))
+        # FP16 at its edges only: between the pairs it is integers already.
+        encoder = to_half(quantised, {node.name for node in quantised.graph.node})
+    else:
+        encoder = to_half(encoder, single[ENCODER_FILE])
+    return {ENCODER_FILE: encoder, FLOW_FILE: to_half(flow, likelihood_sums(flow) | single[FLOW_FILE])}
+
+
+def _quantised(encoder: ModelProto, healthy: Sequence[NDArray[np.float32]], exclude: Collection[str]) -> bytes:
+    from ssn.export.int8 import quantise
+
+    data: bytes = quantise(encoder, healthy, exclude).SerializeToString()
+    return data
+
+
+def make_variant(
+    bundle: Bundle,
+    precision: Precision,
+    samples: Sequence[Sample],
+    reference: Sequence[Answer],
+    *,
+    healthy: Sequence[NDArray[np.float32]] = (),
+    tried: Callable[[int], None] = lambda count: None,
+) -> Variant:
+    """Convert a bundle's graphs and keep the maps within the precision's tolerance.
+
+    Where they drift further, the nodes to blame are found by bisection, over the stages of both graphs first and the
+    nodes in them then, and stay in FP32.
+
+    Parameters
+    ----------
+    reference : what the FP32 graphs say of the samples
+    tried : called with the number of conversions that were measured
+
+    Raises
+    ------
+    ExportError
+        If nothing that is kept in FP32 helps.
+    """
+    if precision == "fp32":  # the reference's own graphs
+        same = {name: bundle.read(name) for name in GRAPHS}
+        return Variant(precision, same, same, (), measure(bundle, samples, reference, reference))
+    trial = _Trial(bundle, precision, {name: read_model(bundle.read(name)) for name in GRAPHS}, healthy, tried)
+    variant, given = trial.run((), samples, reference)
+    if trial.within(variant):
+        return variant
+    parts = [[Node(graph, name) for name in stage] for graph in GRAPHS for stage in stages(trial.models[graph])]
+    spared, _ = trial.run([node for part in parts for node in part], samples, reference)
+    if not trial.within(spared):
+        beyond = "; ".join(excesses(variant.drift, TOLERANCES[precision]))
+        raise ExportError(
+            f"{bundle.folder}: no {precision} engine is made, because its maps would drift whatever is kept in FP32 "
+            f"({beyond}); build with --precision fp32"
+        )
+    part = [excerpt(samples, reference, given, _SEARCHED_WINDOWS)]
+    with OnnxRuntimeBackend(bundle) as backend:
+        part_reference = answers(bundle, part, method_of(bundle, backend))
+    # What an excerpt shows isn't all: it is held to less, and where that won't do, everything is searched.
+    for share, on, expected in ((_EXCERPT_SHARE, part, part_reference), (1.0, samples, reference)):
+        kept = _search(trial, parts, on, expected, share)
+        variant, _ = trial.run(kept, samples, reference)
+        if trial.within(variant):
+            return variant
+    return spared
+
+
+@dataclass
+class _Trial:
+    """Conversions of one bundle to one precision, counted."""
+
+    bundle: Bundle
+    precision: Literal["fp16", "int8"]
+    models: Mapping[str, ModelProto]
+    healthy: Sequence[NDArray[np.float32]]
+    tried: Callable[[int], None]
+    count: int = 0
+
+    def run(
+        self, kept: Collection[Node], samples: Sequence[Sample], reference: Sequence[Answer]
+    ) -> tuple[Variant, list[Answer]]:
+        """Convert with some nodes kept in FP32, and measure."""
+        self.count += 1
+        self.tried(self.count)
+        made = convert(self.models, self.precision, kept, self.healthy)
+        graphs = {name: model.SerializeToString() for name, model in made.items()}
+        on_cpu = {name: rounded(model).SerializeToString() for name, model in made.items()}
+        with OnnxRuntimeBackend(with_graphs(self.bundle, on_cpu)) as backend:
+            given = answers(self.bundle, samples, method_of(self.bundle, backend))
+        drift = measure(self.bundle, samples, reference, given)
+        return Variant(self.precision, graphs, on_cpu, tuple(sorted(kept)), drift), given
+
+    def within(self, variant: Variant, share: float = 1.0) -> bool:
+        return not excesses(variant.drift, tightened(TOLERANCES[self.precision], share))
+
+
+def _search(
+    trial: _Trial,
+    parts: Sequence[Sequence[Node]],
+    samples: Sequence[Sample],
+    reference: Sequence[Answer],
+    share: float,
+) -> list[Node]:
+    """Nodes to blame for drifting beyond a share of the tolerance on some samples."""
+
+    def passes(spared: Sequence[Sequence[Node]]) -> bool:
+        kept = [node for part in spared for node in part]
+        return trial.within(trial.run(kept, samples, reference)[0], share)
+
+    suspects = [[node] for part in find_culprits(parts, passes) for node in part]
+    return [node for (node,) in find_culprits(suspects, passes)]

@@ -1,0 +1,97 @@
+"""OpenVINO on the CPU, in FP32."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterable
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, Bundle
+from ssn.core.errors import BackendError, BundleError
+from ssn.runtime.backend import Batch, StageTimes
+
+
+class OpenVinoBackend:
+    """Two compiled models made from the bundle's verified bytes.
+
+    Parameters
+    ----------
+    bundle : Bundle
+    threads : int or None
+        Threads; None lets OpenVINO take all cores.
+
+    Raises
+    ------
+    BackendError
+        If OpenVINO isn't installed or doesn't start.
+    BundleError
+        If it refuses a graph.
+    """
+
+    name = "openvino"
+    max_slices: int | None = None
+
+    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        if threads is not None and threads < 1:
+            raise BackendError(f"openvino: {threads} threads are not possible; give 1 or more")
+        try:
+            import openvino
+        except (ImportError, OSError, RuntimeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise BackendError(
+                f"openvino cannot be loaded ({reason}); install it with: pip install openvino"
+            ) from error
+        self._version = openvino.__version__
+        self._threads = threads
+        # FP32: by itself it would compute in bfloat16 where the CPU has it, and differ from other machines.
+        options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+        if threads is not None:
+            options["INFERENCE_NUM_THREADS"] = threads
+        core = openvino.Core()
+        self._encoder, self._flow = (self._compile(core, bundle, name, options) for name in (ENCODER_FILE, FLOW_FILE))
+
+    @staticmethod
+    def _compile(core: Any, bundle: Bundle, name: str, options: dict[str, Any]) -> Any:
+        data = bundle.read(name)
+        try:
+            return core.compile_model(core.read_model(data), "CPU", options).create_infer_request()
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise BundleError(f"{bundle.folder / name}: OpenVINO refuses it ({reason})") from error
+
+    def describe(self) -> dict[str, Any]:
+        """Say what runs, for the record."""
+        return {
+            "backend": self.name,
+            "version": self._version,
+            "provider": "CPU",
+            "precision": "fp32",
+            "threads": self._threads or "all cores",
+        }
+
+    def run(self, batches: Iterable[Batch], times: StageTimes) -> Generator[NDArray[np.float32], None, None]:
+        """Log-likelihood per dimension (L,) of each batch's places, in order."""
+        for batch in batches:
+            yield self._log_likelihood(batch, times)
+
+    def _log_likelihood(self, batch: Batch, times: StageTimes) -> NDArray[np.float32]:
+        start = time.perf_counter()
+        features = self._encoder.infer({"slices": np.ascontiguousarray(batch.slices)})["features"]
+        encoded = time.perf_counter()
+        first = np.array([batch.first], np.int64)
+        values = self._flow.infer({"features": features, "places": batch.places, "first": first})["log_likelihood"]
+        times.add("encoder", encoded - start)
+        times.add("flow", time.perf_counter() - encoded)
+        return np.array(values, np.float32)  # a copy: the next batch would overwrite it
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        del self._encoder, self._flow

@@ -1,0 +1,122 @@
+"""What of the GPU suite runs without a GPU: its references, its bookkeeping, and how it ends."""
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from ssn.benchmarks.gpu import _add_roofline, _attempt
+from ssn.benchmarks.measure import Spread, environment, interleaved
+from ssn.benchmarks.phantom import write_phantom
+from ssn.cli.bench import app
+from ssn.core.bundle import load_bundle
+from ssn.core.errors import BackendError
+from ssn.core.slices import cut_slices
+from ssn.core.volume import read_volume
+from ssn.runtime.backend import StageTimes, plan_batches
+from ssn.runtime.cuda import find_device
+from ssn.runtime.onnxruntime import OnnxRuntimeBackend
+
+ROOT = Path(__file__).parents[2]
+needs_no_gpu = pytest.mark.skipif(find_device()[0] is not None, reason="there is a GPU here")
+
+
+@needs_no_gpu
+def test_without_a_gpu_the_suite_ends_in_one_clear_line(tmp_path):
+    result = CliRunner().invoke(app, ["gpu", "-o", str(tmp_path / "gpu.json")])
+    assert result.exit_code == 1
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert "needs an NVIDIA GPU" in result.stderr
+    script = subprocess.run(
+        [ROOT / "scripts" / "gpu_suite"], env=_environment(tmp_path), capture_output=True, text=True, check=False
+    )
+    assert script.returncode == 1
+    assert script.stderr.startswith("Error: ")
+    assert len(script.stderr.strip().splitlines()) == 1
+    assert list(tmp_path.rglob("*.json")) == []
+
+
+def _environment(out):
+    import os
+    import sys
+
+    return {**os.environ, "OUT": str(out), "PYTHON": sys.executable}
+
+
+def test_the_script_refuses_a_site_that_is_not_there(tmp_path):
+    result = subprocess.run(
+        [ROOT / "scripts" / "gpu_suite", tmp_path / "nowhere"],
+        env=_environment(tmp_path),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert "is not a folder" in result.stderr
+
+
+def test_the_torch_reference_computes_what_the_bundle_computes(tiny_detector, tiny_bundle, tmp_path):
+    import torch
+
+    from ssn.benchmarks.gpu_torch import TorchDetector
+
+    bundle = load_bundle(tiny_bundle)
+    scan = write_phantom(tmp_path / "phantom.nii.gz", zoom=4.0)
+    stack = cut_slices(read_volume(scan), bundle.spec.grid, bundle.spec.cells, bundle.spec.normalisation)
+    batches = list(plan_batches(stack, bundle.spec.occupancy, 9))[3:5]
+    given = TorchDetector(tiny_detector, torch.float32, device="cpu").run(batches)
+    with OnnxRuntimeBackend(bundle) as backend:
+        for one, other in zip(backend.run(batches, StageTimes()), given, strict=True):
+            np.testing.assert_allclose(other, one, atol=1e-4)
+
+
+def test_flops_are_those_of_the_matrices(tiny_detector):
+    from ssn.benchmarks.gpu_torch import count_flops
+
+    encoder, flow = count_flops(tiny_detector)
+    channels, code = tiny_detector.network.channels, 24
+    hidden, half = channels // 2 + code, channels // 2
+    block = 2 * (half * hidden + hidden * 2 * half + channels**2)  # first without its code, last, rotation
+    assert flow == 2 * block
+    assert encoder > 3 * 192**2 * 9 * 2
+
+
+def test_rounds_are_interleaved_and_warm_ups_not_counted():
+    calls = []
+    spreads = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=4, warm_up=2)
+    assert calls == ["a", "b"] * 6
+    assert spreads["a"].rounds == 4
+    spread = Spread.of([0.001, 0.002, 0.003, 0.004, 0.1])
+    assert (spread.median_ms, spread.best_ms, spread.worst_ms) == (3.0, 1.0, 100.0)
+
+
+def test_a_failure_is_recorded_with_its_reason_on_one_line():
+    def fails():
+        raise BackendError("no engine")
+
+    def breaks():
+        raise RuntimeError("two\nlines")
+
+    assert _attempt(fails) == {"problem": "no engine"}
+    assert _attempt(breaks) == {"problem": "RuntimeError: two lines"}
+
+
+def test_times_are_held_against_the_matmul_rate():
+    part = {
+        "flops": {"volume": 1.3e12},
+        "tensorrt": {"variants": {"x": {"volume": {"median_ms": 9.0}, "device_ms": {"encoder": 2.0, "flow": 0.6}}}},
+        "torch": {"eager": {"volume": {"median_ms": 13.0}}, "compiled": {"problem": "none"}},
+    }
+    _add_roofline(part, 1000.0)
+    assert part["tensorrt"]["variants"]["x"]["share_of_matmul_rate"] == 0.5
+    assert part["torch"]["eager"]["share_of_matmul_rate"] == 0.1
+    assert "share_of_matmul_rate" not in part["torch"]["compiled"]
+
+
+def test_the_environment_names_the_machine_and_the_versions():
+    found = environment()
+    assert found["cpu"]
+    assert "numpy" in found["packages"]
+    assert (found["gpu"] is None) == (find_device()[0] is None)

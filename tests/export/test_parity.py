@@ -1,0 +1,161 @@
+"""The parity check: what it measures, and what it lets pass."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from brains import LESION_AT, brain_array, save
+from typer.testing import CliRunner
+
+from ssn.cli.export import app
+from ssn.core.bundle import load_bundle
+from ssn.core.errors import DataError
+from ssn.export.check import check_bundle, ways
+from ssn.export.parity import TOLERANCES, Drift, answers, excerpt, excesses, measure, method_of, prepare
+from ssn.export.torch_reference import torch_method
+from ssn.runtime.onnxruntime import OnnxRuntimeBackend
+
+ZOOMS = (4.0, 4.0, 6.0)
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_bundle):
+    return load_bundle(tiny_bundle)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A volume and its lesion mask."""
+    folder = tmp_path_factory.mktemp("scan")
+    data, affine = brain_array(ZOOMS)
+    place = [affine[i, i] * np.arange(n) + affine[i, 3] for i, n in enumerate(data.shape)]
+    grid = np.meshgrid(*place, indexing="ij")
+    ball = sum((p - c) ** 2 for p, c in zip(grid, LESION_AT, strict=True)) < 16**2
+    scan = save(folder / "scan.nii.gz", data, affine)
+    return scan, save(folder / "mask.nii.gz", ball & (data > 0), affine, np.uint8)
+
+
+@pytest.fixture(scope="module")
+def sample(bundle, files):
+    return prepare(bundle, *files)
+
+
+@pytest.fixture(scope="module")
+def reference(bundle, sample):
+    with OnnxRuntimeBackend(bundle) as backend:
+        return answers(bundle, [sample], method_of(bundle, backend))
+
+
+def test_nothing_differs_from_itself(bundle, sample, reference):
+    drift = measure(bundle, [sample], reference, reference)
+    assert (drift.log_likelihood, drift.map_z, drift.dice, drift.auroc) == (0, 0, 1, 0)
+    assert excesses(drift, TOLERANCES["fp32"]) == []
+
+
+def test_torch_agrees_with_onnx_runtime_in_single_precision(bundle, tiny_detector, sample, reference):
+    drift = measure(bundle, [sample], reference, answers(bundle, [sample], torch_method(tiny_detector)))
+    assert drift.log_likelihood > 0, "two programs never agree to the last bit: torch did run"
+    assert excesses(drift, TOLERANCES["fp32"]) == []
+
+
+def test_an_error_is_measured_where_it_is(bundle, sample, reference):
+    (answer,) = reference
+    values, score_map = answer.log_likelihood.copy(), answer.score_map.copy()
+    values[7] += 0.25
+    score_map[tuple(np.argwhere(sample.stack.brain)[99])] += 0.75
+    drift = measure(bundle, [sample], reference, [replace(answer, log_likelihood=values, score_map=score_map)])
+    assert drift.log_likelihood == pytest.approx(0.25, abs=1e-6)
+    assert drift.log_likelihood_mean == pytest.approx(0.25 / values.size, rel=1e-3)
+    assert drift.map_z == pytest.approx(0.75, abs=1e-5)
+
+
+def test_a_shifted_map_keeps_its_auroc_and_loses_its_dice(bundle, sample, reference):
+    (answer,) = reference
+    middle = float(np.median(answer.score_map[sample.stack.brain]))
+    level = replace(bundle, calibration=replace(bundle.calibration, threshold=middle))
+    shifted = replace(answer, score_map=answer.score_map + 1)
+    drift = measure(level, [sample], reference, [shifted])
+    assert drift.auroc == pytest.approx(0, abs=1e-6)
+    assert drift.dice < TOLERANCES["int8"].dice
+    assert [text.split()[0] for text in excesses(drift, TOLERANCES["int8"])] == ["map", "Dice"]
+
+
+def test_an_excerpt_has_the_place_that_differs_most_and_gives_the_same_there(bundle, sample, reference):
+    (answer,) = reference
+    for index in (0, len(answer.places) // 3, -1):
+        values = answer.log_likelihood.copy()
+        values[index] = np.inf
+        part = excerpt([sample], reference, [replace(answer, log_likelihood=values)], 4)
+        with OnnxRuntimeBackend(bundle) as backend:
+            (found,) = answers(bundle, [part], method_of(bundle, backend))
+        assert len(part.stack.occupancy) == 4
+        assert answer.places[index] in found.places
+        shared = np.isin(answer.places, found.places)
+        np.testing.assert_allclose(found.log_likelihood, answer.log_likelihood[shared], atol=1e-5)
+
+
+@pytest.mark.parametrize("field", ["log_likelihood", "map_z", "dice", "auroc"])
+def test_not_a_number_is_beyond_every_tolerance(field):
+    perfect = Drift(0, 0, 1, 0, 1, 0)
+    assert len(excesses(replace(perfect, **{field: float("nan")}), TOLERANCES["int8"])) == 1
+
+
+def test_lower_precision_never_has_the_narrower_tolerance():
+    single, half, integers = (TOLERANCES[name] for name in ("fp32", "fp16", "int8"))
+    for fine, coarse in ((single, half), (half, integers)):
+        assert fine.log_likelihood < coarse.log_likelihood
+        assert fine.map_z < coarse.map_z
+        assert fine.auroc < coarse.auroc
+        assert fine.dice > coarse.dice
+
+
+def test_a_mask_of_another_shape_is_refused(bundle, files, tmp_path):
+    other = save(tmp_path / "other.nii.gz", *brain_array((5.0, 5.0, 5.0)))
+    with pytest.raises(DataError, match="its own mask"):
+        prepare(bundle, files[0], other)
+
+
+def test_every_way_is_run_or_says_why_not(bundle, sample):
+    rows = {row.name: row for row in check_bundle(bundle, [sample])}
+    half = rows["fp16 graph, rounded on cpu"]
+    assert half.beyond == []
+    assert half.drift.log_likelihood > 0
+    assert all((row.drift is None) == (row.problem is not None) for row in rows.values())
+    assert {way.name for way in ways(bundle)} == set(rows)
+
+
+def check(*arguments):
+    return CliRunner().invoke(app, ["check", *map(str, arguments)])
+
+
+def test_check_prints_a_table_and_json(tiny_bundle, files):
+    scan, mask = files
+    result = check(tiny_bundle, "--volume", scan, "--mask", mask)
+    assert result.exit_code == 0, result.output
+    assert "fp16 graph" in result.stdout
+    assert "allowed in fp16: log p 0.1, map 0.1 z" in result.stdout
+    found = json.loads(check(tiny_bundle, "--volume", scan, "--mask", mask, "--json").stdout)
+    rows = {row["name"]: row for row in found["backends"]}
+    assert rows["fp16 graph, rounded on cpu"]["drift"]["auroc"] is not None
+    assert found["measured_on"][0]["name"] == "scan.nii.gz"
+
+
+def test_check_exits_with_1_beyond_the_tolerance(tiny_bundle, files, monkeypatch):
+    narrow = replace(TOLERANCES["fp16"], log_likelihood=1e-9)
+    monkeypatch.setitem(TOLERANCES, "fp16", narrow)
+    result = check(tiny_bundle, "--volume", files[0])
+    assert result.exit_code == 1
+    assert "BEYOND" in result.stdout
+    assert result.stderr.startswith("Error: fp16 graph, rounded on cpu: log-likelihood off by")
+
+
+def test_check_refuses_what_it_cannot_use_in_one_line(tiny_bundle, tmp_path, files):
+    assert check(tiny_bundle, "--volume", files[0], "--mask", files[1], "--mask", files[1]).exit_code == 2
+    damaged = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    (damaged / "flow.onnx").write_bytes(b"nonsense")
+    for arguments in ((damaged, "--volume", files[0]), (tiny_bundle, "--volume", tmp_path / "none.nii")):
+        result = check(*arguments)
+        assert result.exit_code == 1
+        assert len(result.stderr.strip().splitlines()) == 1

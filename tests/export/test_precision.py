@@ -1,0 +1,167 @@
+"""Half precision: where it is rounded, where it is not, and who is to blame when maps drift."""
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from brains import brain_file
+from graphs import graph, middle, plant_overflow, run, with_changed_flow
+from onnx import TensorProto, helper
+
+from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, load_bundle
+from ssn.core.errors import ExportError
+from ssn.export.culprits import find_culprits, stages
+from ssn.export.parity import TOLERANCES, answers, excesses, method_of, prepare
+from ssn.export.precision import likelihood_sums, read_model, rounded, tensor_types, to_half
+from ssn.export.variants import GRAPHS, Node, make_variant
+from ssn.runtime.onnxruntime import OnnxRuntimeBackend
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_bundle):
+    return load_bundle(tiny_bundle)
+
+
+@pytest.fixture(scope="module")
+def sample(bundle, tmp_path_factory):
+    whole = prepare(bundle, brain_file(tmp_path_factory.mktemp("scan") / "scan.nii.gz", zooms=(4.0, 4.0, 6.0)))
+    return middle(whole, 6)
+
+
+def reference(bundle, sample):
+    with OnnxRuntimeBackend(bundle) as backend:
+        return answers(bundle, [sample], method_of(bundle, backend))
+
+
+def chain(*factors):
+    """x -> Mul -> Mul ... -> y, nodes named m0, m1, ..."""
+    names = ["x", *(f"t{i}" for i in range(len(factors) - 1)), "y"]
+    nodes = [helper.make_node("Mul", [names[i], f"w{i}"], [names[i + 1]], name=f"m{i}") for i in range(len(factors))]
+    return graph(nodes, {f"w{i}": f for i, f in enumerate(factors)}, {"x": [3]}, {"y": [3]})
+
+
+X = np.array([1.0, 60.0, 1000.0], np.float32)
+
+
+def test_half_precision_overflows_on_the_cpu_as_it_would_on_a_gpu():
+    found = run(rounded(to_half(chain(1000, 0.001))), x=X)
+    np.testing.assert_array_equal(np.isinf(found), [False, False, True])
+    assert found[1] == np.float16(np.float16(60_000) * np.float16(0.001))
+
+
+def test_between_two_nodes_in_single_precision_nothing_is_rounded():
+    half = to_half(chain(1000, 0.001), {"m0", "m1"})
+    np.testing.assert_allclose(run(rounded(half), x=X), X, rtol=1e-3)
+    assert [node.op_type for node in half.graph.node] == ["Cast", "Mul", "Mul", "Cast"]
+
+
+def test_a_graph_whose_nodes_all_stay_single_is_half_at_its_edges_only():
+    half = to_half(chain(3, 5), {"m0", "m1"})
+    types = tensor_types(half)
+    assert (types["x"], types["y"], types["t0"]) == (TensorProto.FLOAT16, TensorProto.FLOAT16, TensorProto.FLOAT)
+
+
+def test_a_weight_that_both_precisions_use_is_kept_in_both():
+    nodes = [helper.make_node("Mul", ["x", "w"], ["t"], name="a"), helper.make_node("Add", ["t", "w"], ["y"], name="b")]
+    model = graph(nodes, {"w": 1.0001}, {"x": [3]}, {"y": [3]})
+    half = to_half(model, {"b"})
+    assert sorted(t.data_type for t in half.graph.initializer) == [TensorProto.FLOAT, TensorProto.FLOAT16]
+
+
+def test_places_are_not_rounded_however_large_the_grid(bundle, sample):
+    flow = read_model(bundle.read(FLOW_FILE))
+    half = rounded(to_half(flow, likelihood_sums(flow)))
+    spec = bundle.spec
+    features = np.random.default_rng(0).normal(size=(2, spec.features, spec.cells, spec.cells)).astype(np.float32)
+    first = np.array([spec.grid.windows - 2], np.int64)
+    places = np.arange(2 * spec.cells**2) + first * spec.cells**2
+    assert places[-1] > 65_504, "beyond what FP16 can hold"
+    inputs = {"features": features, "places": places, "first": first}
+    np.testing.assert_allclose(run(half, **inputs), run(flow, **inputs), atol=TOLERANCES["fp16"].log_likelihood)
+
+
+def test_the_half_graphs_take_and_give_half_precision_and_a_likelihood_in_single(bundle):
+    encoder, flow = (read_model(bundle.read(name)) for name in GRAPHS)
+    types = tensor_types(to_half(encoder)) | tensor_types(to_half(flow, likelihood_sums(flow)))
+    assert {name: types[name] for name in ("slices", "features", "places", "log_likelihood")} == {
+        "slices": TensorProto.FLOAT16,
+        "features": TensorProto.FLOAT16,
+        "places": TensorProto.INT64,
+        "log_likelihood": TensorProto.FLOAT,
+    }
+
+
+def test_sums_over_features_stay_in_single_precision(bundle):
+    flow = read_model(bundle.read(FLOW_FILE))
+    half = to_half(flow, likelihood_sums(flow))
+    types = tensor_types(half)
+    sums = [node for node in half.graph.node if node.op_type in ("ReduceMean", "Pow")]
+    assert sums
+    assert {types[node.output[0]] for node in sums} == {TensorProto.FLOAT}
+    assert {types[node.output[0]] for node in half.graph.node if node.op_type == "Gemm"} == {TensorProto.FLOAT16}
+
+
+def test_half_precision_is_within_its_tolerance_and_really_rounds(bundle, sample):
+    variant = make_variant(bundle, "fp16", [sample], reference(bundle, sample))
+    assert excesses(variant.drift, TOLERANCES["fp16"]) == []
+    assert variant.kept == ()
+    assert variant.drift.log_likelihood > 1e-4, "a drift of nothing would mean that nothing was rounded"
+
+
+def test_the_search_finds_a_planted_culprit_and_keeps_only_that_in_single_precision(bundle, sample, tmp_path):
+    planted = with_changed_flow(bundle, tmp_path / "planted", plant_overflow)
+    expected = reference(bundle, sample)
+    np.testing.assert_allclose(reference(planted, sample)[0].log_likelihood, expected[0].log_likelihood, atol=1e-4)
+    tried = []
+    variant = make_variant(planted, "fp16", [sample], expected, tried=tried.append)
+    assert variant.kept == (Node(FLOW_FILE, "planted_down"), Node(FLOW_FILE, "planted_up"))
+    assert excesses(variant.drift, TOLERANCES["fp16"]) == []
+    assert tried[-1] < 40, "bisection, not a trial of each node"
+
+
+def test_drift_that_nothing_mends_is_refused(bundle, sample):
+    wrong = [replace(a, log_likelihood=a.log_likelihood + 1) for a in reference(bundle, sample)]
+    with pytest.raises(ExportError, match=r"whatever is kept in FP32.*--precision fp32"):
+        make_variant(bundle, "fp16", [sample], wrong)
+
+
+@pytest.mark.parametrize("culprits", [set(), {0}, {19}, {7}, {3, 4}, {0, 19}, {2, 9, 16}])
+def test_bisection_finds_every_culprit_and_no_bystander(culprits):
+    tried = []
+
+    def passes(spared):
+        tried.append(spared)
+        return culprits <= set(spared)
+
+    assert set(find_culprits(range(20), passes)) == culprits
+    assert len(tried) <= 8 * len(culprits) + 3
+
+
+def test_stages_follow_the_names_of_the_weights(bundle):
+    names = stages(read_model(bundle.read(FLOW_FILE)))
+    flat = [name for stage in names for name in stage]
+    assert flat == [node.name for node in read_model(bundle.read(FLOW_FILE)).graph.node]
+    gemms = [{name for name in stage if name.startswith("node_linear")} for stage in names]
+    assert sum(bool(found) for found in gemms) >= bundle.manifest["architecture"]["blocks"]
+
+
+def test_int8_convolutions_stay_within_their_tolerance(bundle, sample):
+    variant = make_variant(bundle, "int8", [sample], reference(bundle, sample), healthy=[sample.stack.slices])
+    encoder = onnx.load_from_string(variant.graphs[ENCODER_FILE])
+    kept = {node.name for node in variant.kept}
+    quantised = [node for node in encoder.graph.node if node.op_type == "Conv" and node.name not in kept]
+    makers = {name: node.op_type for node in encoder.graph.node for name in node.output}
+    assert quantised
+    assert {makers[name] for node in quantised for name in node.input[:2]} == {"DequantizeLinear"}
+    assert excesses(variant.drift, TOLERANCES["int8"]) == []
+
+
+def test_an_operator_of_another_domain_is_refused():
+    made = chain(2)
+    made.graph.node[0].op_type, made.graph.node[0].domain = "Mystery", "com.example"
+    made.opset_import.append(helper.make_opsetid("com.example", 1))
+    made.graph.node.append(helper.make_node("Relu", ["y"], ["z"], name="r"))
+    made.graph.output[0].name = "z"
+    with pytest.raises(ExportError, match="Mystery"):
+        to_half(made)

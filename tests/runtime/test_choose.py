@@ -1,0 +1,141 @@
+import shutil
+
+import pytest
+from written_engines import machine, write
+
+from ssn.core.bundle import FLOW_FILE, load_bundle
+from ssn.core.engines import FLOW_ENGINE
+from ssn.core.errors import BackendError, BundleError
+from ssn.runtime.choose import AUTO_ORDER, Request, open_backend, options
+from ssn.runtime.machine import look
+
+REBUILD = "ssn-export build-engine"
+
+
+@pytest.fixture
+def bundle(tiny_bundle, tmp_path):
+    return load_bundle(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+
+
+def ways(bundle, here):
+    return {(o.backend, o.device): o.problem for o in options(bundle, here, verify=True)}
+
+
+def test_an_engine_that_matches_comes_first_and_cuda_before_any_cpu(bundle):
+    write(bundle)
+    here = machine(openvino="2026.4.1", providers=("CUDAExecutionProvider", "CPUExecutionProvider"))
+    assert [(o.backend, o.device, o.problem) for o in options(bundle, here, verify=True)] == [
+        (*way, None) for way in AUTO_ORDER
+    ]
+
+
+def test_of_several_engines_the_one_of_fp16_comes_first_and_int8_last(bundle):
+    for precision in ("int8", "fp16", "fp32"):
+        write(bundle, precision=precision)
+    found = [o.entry.record.key.precision for o in options(bundle, machine()) if o.entry]
+    assert found == ["fp16", "fp32", "int8"]
+
+
+@pytest.mark.parametrize(
+    ("engine", "here", "reason"),
+    [
+        ({"gpu": "NVIDIA A100"}, {}, "was built for NVIDIA A100 and this is NVIDIA H200"),
+        ({"version": "1.2.0.54"}, {}, "was built by tensorrt_rtx 1.2.0.54"),
+        ({"gpu": "any", "capability": "120"}, {}, "compute capability 120"),
+        ({}, {"rtx": None}, "pip install tensorrt-rtx"),
+    ],
+)
+def test_an_engine_of_elsewhere_is_passed_over_and_said_so(bundle, engine, here, reason):
+    write(bundle, **engine)
+    choice = open_backend(bundle, Request(threads=1), machine(**here))
+    with choice.backend as backend:
+        assert backend.describe()["backend"] == "onnxruntime"
+    (warning,) = choice.warnings
+    assert reason in warning
+    assert "\n" not in warning
+    with pytest.raises(BackendError, match=r"nothing can run as asked: .*tensorrt on cuda"):
+        open_backend(bundle, Request(backend="tensorrt"), machine(**here))
+
+
+def test_an_engine_of_another_model_is_refused_with_the_command_that_rebuilds_it(bundle):
+    write(bundle, graphs={FLOW_FILE: "0" * 64})
+    problem = ways(bundle, machine())["tensorrt", "cuda"]
+    assert "was built from another flow.onnx" in problem
+    assert REBUILD in problem
+
+
+def test_a_modified_engine_is_never_run_and_the_next_backend_does(bundle):
+    folder = write(bundle)
+    data = bytearray((folder / FLOW_ENGINE).read_bytes())
+    data[1] ^= 1
+    (folder / FLOW_ENGINE).write_bytes(data)
+    problem = ways(bundle, machine())["tensorrt", "cuda"]
+    assert "modified" in problem
+    assert REBUILD in problem
+    choice = open_backend(bundle, Request(threads=1), machine())
+    with choice.backend as backend:
+        assert backend.name == "onnxruntime"
+
+
+def test_a_modified_graph_is_an_error_and_not_passed_over(bundle):
+    with (bundle.folder / FLOW_FILE).open("ab") as stream:
+        stream.write(b"x")
+    with pytest.raises(BundleError, match="modified"):
+        open_backend(bundle, Request(), machine(None))
+
+
+def test_without_engines_the_command_that_builds_them_is_named(bundle):
+    with pytest.raises(BackendError, match=f"no engine; build one: {REBUILD}"):
+        open_backend(bundle, Request(backend="tensorrt"), machine())
+
+
+def test_a_cpu_machine_runs_and_says_why_nothing_better_does(bundle):
+    write(bundle)
+    choice = open_backend(bundle, Request(threads=1), machine(None))
+    with choice.backend:
+        assert choice.label == "onnxruntime on cpu"
+    assert [line.split(":")[0] for line in choice.passed_over] == [
+        "tensorrt on cuda",
+        "onnxruntime on cuda",
+        "openvino on cpu",
+    ]
+    assert choice.warnings == [], "engines for another machine are no news on one without a GPU"
+
+
+@pytest.mark.parametrize(
+    ("request_", "reason"),
+    [
+        (Request(backend="tensorrt"), "no NVIDIA GPU"),
+        (Request(backend="tensorrt", device="cpu"), "tensorrt does not compute on cpu"),
+        (Request(backend="openvino", device="cuda"), "openvino does not compute on cuda"),
+        (Request(backend="openvino"), "pip install openvino"),
+        (Request(device="cuda"), "no NVIDIA GPU"),
+        (Request(backend="onnxruntime", device="cuda"), "no NVIDIA GPU"),
+        (Request(memory_limit=10**9), "on a CPU, lower --batch"),
+        (Request(device="cpu", memory_limit=10**9), "on a CPU, lower --batch"),
+    ],
+    ids=str,
+)
+def test_what_was_asked_for_and_cannot_run_is_one_clear_line(bundle, request_, reason):
+    with pytest.raises(BackendError, match=reason) as refused:
+        open_backend(bundle, request_, machine(None))
+    assert "\n" not in str(refused.value)
+
+
+def test_the_cpu_build_of_onnxruntime_is_told_to_be_replaced(bundle):
+    with pytest.raises(BackendError, match="pip install onnxruntime-gpu"):
+        open_backend(bundle, Request(backend="onnxruntime", device="cuda"), machine())
+
+
+def test_openvino_comes_before_onnxruntime_on_the_cpu(bundle):
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    choice = open_backend(bundle, Request(threads=1), machine(None, openvino="2026.4.1"))
+    with choice.backend as backend:
+        assert backend.describe()["backend"] == "openvino"
+
+
+def test_this_very_machine_can_be_looked_at_and_runs_something(bundle):
+    here = look()
+    assert (here.device is None) == bool(here.no_device)
+    with open_backend(bundle, Request(threads=1), here).backend as backend:
+        assert backend.describe()["backend"] in {"tensorrt", "onnxruntime", "openvino"}

@@ -1,0 +1,148 @@
+"""The TensorRT backend's own code, on a simulated device and a simulated TensorRT. The real ones: tests/gpu."""
+
+import shutil
+
+import numpy as np
+import pytest
+from brains import brain_file
+from simulated_cuda import SimulatedCuda
+from simulated_tensorrt import SimulatedTensorRT
+from written_engines import GPU, VERSION, write
+
+from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, load_bundle
+from ssn.core.engines import ENCODER_ENGINE, FLOW_ENGINE, find_engines
+from ssn.core.errors import BackendError, BundleError, MemoryLimitError
+from ssn.core.slices import cut_slices
+from ssn.core.volume import read_volume
+from ssn.runtime import tensorrt
+from ssn.runtime.backend import StageTimes, run_batches
+from ssn.runtime.onnxruntime import OnnxRuntimeBackend
+from ssn.runtime.tensorrt import TensorRTBackend
+
+
+@pytest.fixture
+def bundle(tiny_bundle, tmp_path):
+    return load_bundle(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """A machine with a GPU and TensorRT for RTX."""
+    cuda = SimulatedCuda(seed=5, pause=2e-3)
+    cuda.device = GPU
+    module = SimulatedTensorRT(cuda, VERSION, {"slices": np.float16, "features": np.float16})
+    monkeypatch.setattr(tensorrt, "Cuda", lambda: cuda)
+    monkeypatch.setattr(tensorrt, "load_module", lambda name: module)
+    yield cuda, module
+    cuda.release()
+
+
+def entry_for(bundle, **key):
+    write(bundle, blobs={ENCODER_ENGINE: bundle.read(ENCODER_FILE), FLOW_ENGINE: bundle.read(FLOW_FILE)}, **key)
+    (entry,) = find_engines(bundle)
+    return entry
+
+
+def stack_for(bundle, tmp_path):
+    spec = bundle.spec
+    return cut_slices(read_volume(brain_file(tmp_path / "scan.nii")), spec.grid, spec.cells, spec.normalisation)
+
+
+@pytest.mark.parametrize("switches", [(True, True), (False, False)], ids=["overlap and graphs", "neither"])
+def test_a_volume_gets_the_values_of_the_cpu(bundle, here, tmp_path, switches):
+    stack = stack_for(bundle, tmp_path)
+    overlap, graphs = switches
+    with TensorRTBackend(bundle, entry_for(bundle), overlap=overlap, graphs=graphs) as backend:
+        places, given = run_batches(backend, stack, bundle.spec.occupancy, 999, StageTimes())
+        said = backend.describe()
+    with OnnxRuntimeBackend(bundle) as reference:
+        wanted_places, wanted = run_batches(reference, stack, bundle.spec.occupancy, 24, StageTimes())
+    np.testing.assert_array_equal(places, wanted_places)
+    np.testing.assert_allclose(given, wanted, atol=0.02)  # FP16 at the edges
+    assert said["streams"] == (3 if overlap else 1)
+    assert said["cuda_graphs"] == graphs
+    assert said["batch"] == 24, "never more than the engines were built for"
+    assert here[0].released
+
+
+def test_an_fp32_engine_takes_fp32(bundle, here, tmp_path):
+    here[1].dtypes = {}
+    stack = stack_for(bundle, tmp_path)
+    with TensorRTBackend(bundle, entry_for(bundle, precision="fp32")) as backend:
+        _, given = run_batches(backend, stack, bundle.spec.occupancy, 24, StageTimes())
+    with OnnxRuntimeBackend(bundle) as reference:
+        _, wanted = run_batches(reference, stack, bundle.spec.occupancy, 24, StageTimes())
+    np.testing.assert_allclose(given, wanted, atol=1e-4)
+
+
+def test_the_memory_limit_lowers_the_batch_and_is_kept(bundle, here, tmp_path):
+    entry = entry_for(bundle)
+    with TensorRTBackend(bundle, entry, batch=3) as smallest:
+        least = smallest.peak_bytes
+        assert smallest.max_slices == 3
+    here[0].__init__(seed=1)
+    here[0].device = GPU
+    limit = least + 12 * 10**6
+    with TensorRTBackend(bundle, entry, memory_limit=limit) as backend:
+        assert 3 < backend.max_slices < 24
+        weights = sum(entry.record.files[name]["bytes"] for name in (ENCODER_ENGINE, FLOW_ENGINE))
+        assert here[0].allocated + weights <= limit + 100
+    here[0].__init__(seed=1)
+    here[0].device = GPU
+    with pytest.raises(MemoryLimitError, match="--memory-limit"):
+        TensorRTBackend(bundle, entry, memory_limit=least - 1)
+    assert here[0].released, "what was taken before the refusal was given back"
+
+
+def test_an_engine_for_another_gpu_is_refused_before_tensorrt_sees_it(bundle, here):
+    with pytest.raises(BackendError, match="was built for NVIDIA A100"):
+        TensorRTBackend(bundle, entry_for(bundle, gpu="NVIDIA A100"))
+    assert here[1].deserialised == 0
+    assert here[0].released
+
+
+def test_a_modified_engine_is_refused_before_tensorrt_sees_it(bundle, here):
+    entry = entry_for(bundle)
+    with (entry.folder / ENCODER_ENGINE).open("ab") as stream:
+        stream.write(b"x")
+    with pytest.raises(BundleError, match="modified"):
+        TensorRTBackend(bundle, entry)
+    assert here[1].deserialised == 0
+    assert here[0].released
+
+
+def test_what_tensorrt_refuses_is_one_clear_line(bundle, here):
+    write(bundle)
+    (entry,) = find_engines(bundle)
+    with pytest.raises(BackendError, match=r"encoder.engine: tensorrt_rtx refuses it") as refused:
+        TensorRTBackend(bundle, entry)
+    assert "\n" not in str(refused.value)
+
+
+def test_ctrl_c_in_the_middle_gives_everything_back(bundle, here, tmp_path):
+    stack = stack_for(bundle, tmp_path)
+
+    def interrupt(share):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), TensorRTBackend(bundle, entry_for(bundle)) as backend:
+        run_batches(backend, stack, bundle.spec.occupancy, 12, StageTimes(), interrupt)
+    assert here[0].released
+    here[0].release()  # twice is harmless
+
+
+def test_the_simulation_has_only_names_that_tensorrt_has():
+    real = pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
+    from simulated_tensorrt import _Config, _Context, _Engine, _Runtime
+
+    for simulated, genuine in (
+        (_Context, real.IExecutionContext),
+        (_Engine, real.ICudaEngine),
+        (_Config, real.IRuntimeConfig),
+        (_Runtime, real.Runtime),
+    ):
+        used = {name for name in vars(simulated) if not name.startswith("_")}
+        assert used <= set(dir(genuine))
+    assert real.ExecutionContextAllocationStrategy.USER_MANAGED
+    assert real.DynamicShapesKernelSpecializationStrategy.EAGER
+    assert real.ILogger.Severity.INTERNAL_ERROR != real.ILogger.Severity.ERROR
