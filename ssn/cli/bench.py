@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from ssn.cli.console import print_version, progress_bar, user_errors
+from ssn.cli.options import ContrastOption, Data, LayoutOption
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -24,9 +25,14 @@ def main(
 @app.command()
 def accuracy(
     checkpoint: Annotated[Path, typer.Argument(help="Folder written by ssn-train fit and calibrate.")],
-    cohort: Annotated[Path, typer.Argument(help="cohort.csv, or the folder it lies in.")],
+    data: Data,
     output: Annotated[Path, typer.Option("--output", "-o", help="JSON file to write.")] = Path("accuracy.json"),
-    learned: Annotated[Path | None, typer.Option(help="Cohort of the train and validation splits, if another.")] = None,
+    learned: Annotated[
+        Path | None, typer.Option(help="Data set of the train and validation splits, if another.")
+    ] = None,
+    validation: Annotated[Path | None, typer.Option(help="Data set of the validation split, if yet another.")] = None,
+    layout: LayoutOption = None,
+    contrast: ContrastOption = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the JSON file.")] = False,
 ) -> None:
     """Measure a checkpoint and two simple references on the same test volumes with the same code.
@@ -40,6 +46,7 @@ def accuracy(
         from ssn.core.atomic import write_text_atomic
         from ssn.train.calibrate import load_calibration
         from ssn.train.checkpoint import load_checkpoint
+        from ssn.train.datasets import open_split
         from ssn.train.evaluate import (
             as_json,
             detector_method,
@@ -48,20 +55,22 @@ def accuracy(
             validation_threshold,
         )
         from ssn.train.references import HealthyVolumes, reference_method
-        from ssn.train.synthetic import select
 
         calibration = load_calibration(checkpoint)
-        root, test = select(cohort, "test")
-        other, validation = select(learned or cohort, "validation")
-        _, train = select(learned or cohort, "train")
+        test = open_split(data, "test", layout, contrast)
+        learned = learned or data
+        validation = validation or learned
+        # A forced layout is the first data set's; another lies as it lies.
+        chosen_on = open_split(validation, "validation", layout if validation == data else None, contrast)
+        train = open_split(learned, "train", layout if learned == data else None, contrast)
         results = {}
         with progress_bar() as bar:
-            task = bar.add_task("healthy volumes", total=len(train) + 3 * (len(test) + len(validation)))
+            task = bar.add_task("healthy volumes", total=len(train) + 3 * (len(test) + len(chosen_on)))
 
             def step() -> None:
                 bar.advance(task)
 
-            healthy = HealthyVolumes.read([other / record.image for record in train], step)
+            healthy = HealthyVolumes.read([case.image for case in train], step)
             methods = {
                 "ssn": detector_method(load_checkpoint(checkpoint), calibration, checkpoint / "features"),
                 "z-score": reference_method("z-score", healthy, calibration.sigma),
@@ -69,8 +78,8 @@ def accuracy(
             }
             for name, method in methods.items():
                 bar.update(task, description=name)
-                threshold = validation_threshold(method, validation, other, step)
-                results[name] = as_json(evaluate(method, test, root, threshold, step), threshold)
+                threshold = validation_threshold(method, chosen_on, step)
+                results[name] = as_json(evaluate(method, test, threshold, step), threshold)
         write_text_atomic(output, json.dumps(results, indent=1) + "\n", overwrite=force)
         for name, result in results.items():
             print_table(name, result["summary"])

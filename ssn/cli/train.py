@@ -1,4 +1,4 @@
-"""`ssn-train`: make a synthetic cohort, train a detector, calibrate it and measure it."""
+"""`ssn-train`: check data or make it, train a detector, calibrate it and measure it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ from typing import Annotated, Literal
 
 import typer
 
+from ssn.cli.ablate import ablate
+from ssn.cli.check_data import check_data
 from ssn.cli.console import progress_bar, user_errors
+from ssn.cli.finetune import finetune
+from ssn.cli.options import ContrastOption, Data, DeviceOption, LayoutOption
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app.command()(check_data)
+app.command()(finetune)
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")]
-Cohort = Annotated[Path, typer.Argument(help="cohort.csv, or the folder it lies in.")]
 Cache = Annotated[Path | None, typer.Option(help="Folder for cached features; beside the checkpoint if not given.")]
 
 
@@ -48,19 +53,21 @@ def synth(
 
 @app.command()
 def fit(
-    cohort: Cohort,
+    data: Data,
     output: Output,
+    layout: LayoutOption = None,
+    contrast: ContrastOption = None,
     preset: Annotated[
         Literal["compact", "paper"],
         typer.Option(help="compact: the shipped model's shape. paper: WideResNet-50."),
     ] = "compact",
     encoder_weights: Annotated[str, typer.Option(help="imagenet, none, or a safetensors file.")] = "imagenet",
-    loss: Annotated[Literal["spp", "triplet", "none"], typer.Option(help="Contrastive term.")] = "spp",
+    loss: Annotated[Literal["spp", "triplet", "hard", "none"], typer.Option(help="Contrastive term.")] = "spp",
     anomalies: Annotated[
         Literal["noise", "image"] | None,
         typer.Option(help="What SPP pushes away: noised features, or features of blobs in the image."),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the cohort.", min=1)] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the volumes.", min=1)] = None,
     batch: Annotated[int | None, typer.Option(help="Locations a step.", min=2)] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Adam's.", min=0)] = None,
     noise: Annotated[float | None, typer.Option(help="Noise of synthetic anomalies.", min=0)] = None,
@@ -69,22 +76,28 @@ def fit(
     precision: Annotated[Literal["fp32", "bf16"] | None, typer.Option(help="Of the flow's products.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, order and noise.", min=0)] = 0,
     resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in the output folder.")] = False,
+    device: DeviceOption = "auto",
+    accumulate: Annotated[int, typer.Option(help="Pieces that a step is computed in, for less memory.", min=1)] = 1,
     cache: Cache = None,
 ) -> None:
-    """Train the flow on the cohort's healthy volumes; the encoder is frozen."""
+    """Train the flow on the data set's healthy volumes (split `train`); the encoder is frozen.
+
+    Several GPUs: torchrun --nproc-per-node N -m ssn.cli.train fit ... (the result is that of one process).
+    """
     with user_errors():
         from dataclasses import replace
 
         from ssn.core.errors import OutputError
         from ssn.train.checkpoint import RECORD_FILE
+        from ssn.train.datasets import open_split
+        from ssn.train.distributed import processes
         from ssn.train.fit import COMPACT_OPTIONS, FitOptions, Progress
         from ssn.train.fit import fit as run
         from ssn.train.network import ModelConfig
-        from ssn.train.synthetic import select
 
         if (output / RECORD_FILE).exists() and not resume:
             raise OutputError(f"{output}: holds a checkpoint; use --resume to go on with it, or another folder")
-        root, records = select(cohort, "train")
+        cases = open_split(data, "train", layout, contrast)
         config, options = (
             (ModelConfig.compact(), COMPACT_OPTIONS) if preset == "compact" else (ModelConfig(), FitOptions())
         )
@@ -95,8 +108,8 @@ def fit(
         chosen = {name: value for name, value in given.items() if value is not None}
         options = replace(options, loss=loss, seed=seed, **chosen)  # type: ignore[arg-type]
         weights = encoder_weights if encoder_weights in ("imagenet", "none") else Path(encoder_weights)
-        with progress_bar() as bar:
-            features = bar.add_task("features", total=len(records))
+        with processes(device) as ranks, progress_bar(ranks.rank == 0) as bar:
+            features = bar.add_task("features", total=len(cases))
             training = bar.add_task("training", total=options.epochs)
 
             def show(at: Progress) -> None:
@@ -105,15 +118,19 @@ def fit(
 
             detector = run(
                 config,
-                [root / record.image for record in records],
+                [case.image for case in cases],
                 output,
                 options,
                 cache=cache or output / "features",
                 weights=weights,
                 resume=resume,
+                ranks=ranks,
+                accumulate=accumulate,
                 on_volume=lambda done: bar.update(features, completed=done),
                 progress=show,
             )
+        if ranks.rank > 0:
+            return
         last = detector.record["history"][-1]
         typer.echo(
             f"{output}: {options.epochs} epochs, loss {last['loss']:.4f}, log-likelihood {last['log_likelihood']:.4f}"
@@ -123,52 +140,59 @@ def fit(
 @app.command()
 def calibrate(
     checkpoint: Annotated[Path, typer.Argument(help="Folder written by fit.")],
-    cohort: Cohort,
+    data: Data,
+    layout: LayoutOption = None,
+    contrast: ContrastOption = None,
     sigma: Annotated[float, typer.Option(help="Gaussian of the map, mm.", min=0)] = 4.0,
     cache: Cache = None,
     rate: Annotated[
         float, typer.Option(help="Share of healthy brain voxels above the threshold.", min=0, max=1)
     ] = 0.005,
+    device: DeviceOption = "auto",
 ) -> None:
-    """Calibrate a checkpoint on the cohort's held-out healthy volumes (split `calibration`)."""
+    """Calibrate a checkpoint on the data set's held-out healthy volumes (split `calibration`)."""
     with user_errors():
         from ssn.core.volume import read_volume
         from ssn.train.calibrate import calibrate as run
         from ssn.train.calibrate import save_calibration
         from ssn.train.checkpoint import load_checkpoint
+        from ssn.train.datasets import open_split
+        from ssn.train.distributed import choose_device
         from ssn.train.evaluate import detector_log_likelihood
         from ssn.train.features import FeatureReader
-        from ssn.train.synthetic import select
 
-        detector = load_checkpoint(checkpoint)
+        detector = load_checkpoint(checkpoint).to(choose_device(device))
         reader = FeatureReader(detector.network, cache or checkpoint / "features")
-        root, records = select(cohort, "calibration")
+        cases = open_split(data, "calibration", layout, contrast)
         volumes = []
         with progress_bar() as bar:
-            for record in bar.track(records, description="healthy volumes"):
-                volume = read_volume(root / record.image)
+            for case in bar.track(cases, description="healthy volumes"):
+                volume = read_volume(case.image)
                 volumes.append((volume, *detector_log_likelihood(detector, volume, reader)))
         grid = detector.config.grid
         result = run(volumes, windows=grid.windows, cells=detector.network.cells, sigma=sigma, rate=rate)
         save_calibration(checkpoint, result)
         typer.echo(
             f"{checkpoint}: map threshold {result.threshold:.2f} ({rate:.2%} of healthy brain above it), "
-            f"volume threshold {result.volume_threshold:.2f} (5 % of {len(records)} healthy volumes above it)"
+            f"volume threshold {result.volume_threshold:.2f} (5 % of {len(cases)} healthy volumes above it)"
         )
 
 
 @app.command()
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="Folder written by fit and calibrate.")],
-    cohort: Cohort,
+    data: Data,
     output: Annotated[Path, typer.Option("--output", "-o", help="JSON file to write.")] = Path("accuracy.json"),
+    layout: LayoutOption = None,
+    contrast: ContrastOption = None,
     validation: Annotated[
         Path | None,
-        typer.Option(help="Cohort whose validation split chooses the Dice threshold, if another."),
+        typer.Option(help="Data set whose validation split chooses the Dice threshold, if another."),
     ] = None,
+    device: DeviceOption = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace the JSON file.")] = False,
 ) -> None:
-    """Measure a checkpoint on the cohort's test split; the Dice threshold comes from its validation split."""
+    """Measure a checkpoint on the test split; the Dice threshold comes from its validation split."""
     with user_errors():
         import json
 
@@ -176,21 +200,28 @@ def evaluate(
         from ssn.train import evaluate as measuring
         from ssn.train.calibrate import load_calibration
         from ssn.train.checkpoint import load_checkpoint
-        from ssn.train.synthetic import select
+        from ssn.train.datasets import open_split
+        from ssn.train.distributed import choose_device
 
-        method = measuring.detector_method(
-            load_checkpoint(checkpoint), load_calibration(checkpoint), checkpoint / "features"
-        )
-        root, test = select(cohort, "test")
-        validation_root, chosen_on = select(validation or cohort, "validation")
+        detector = load_checkpoint(checkpoint).to(choose_device(device))
+        method = measuring.detector_method(detector, load_calibration(checkpoint), checkpoint / "features")
+        test = open_split(data, "test", layout, contrast)
+        # Another data set lies as it lies: a forced layout is the first one's.
+        chosen_on = open_split(validation or data, "validation", None if validation else layout, contrast)
         with progress_bar() as bar:
             task = bar.add_task("volumes", total=len(test) + len(chosen_on))
 
             def step() -> None:
                 bar.advance(task)
 
-            threshold = measuring.validation_threshold(method, chosen_on, validation_root, step)
-            rows = measuring.evaluate(method, test, root, threshold, step)
+            threshold = measuring.validation_threshold(method, chosen_on, step)
+            rows = measuring.evaluate(method, test, threshold, step)
         result = measuring.as_json(rows, threshold)
         write_text_atomic(output, json.dumps(result, indent=1) + "\n", overwrite=force)
         measuring.print_table(checkpoint.name, result["summary"])
+
+
+app.command()(ablate)
+
+if __name__ == "__main__":  # torchrun -m ssn.cli.train
+    app()

@@ -1,4 +1,4 @@
-"""From the encoder's maps to one feature vector a location: no parameters, all linear but `max`.
+"""From the encoder's maps to one feature vector a location: no parameters, all linear but `max` and `attention`.
 
 METHOD.md, 'Aggregation'. The paper unfolds 3 x 3 neighbourhoods and pools them adaptively; averages over a
 neighbourhood and over neighbouring channels are the same function, need a ninth of the memory, and export to
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SlicePool = Literal["mean", "max", "none"]
+SlicePool = Literal["mean", "max", "attention", "none"]
 
 
 def aggregate(maps: Sequence[Tensor], *, width: int | None, window: int = 3, pool: SlicePool = "mean") -> Tensor:
@@ -26,7 +26,7 @@ def aggregate(maps: Sequence[Tensor], *, width: int | None, window: int = 3, poo
         Channels of the result, shared equally between the layers. None: each layer keeps its own.
     window : int
         Slices a window; windows do not overlap. Ignored when `pool` is "none".
-    pool : "mean", "max" or "none"
+    pool : "mean", "max", "attention" or "none"
         How the slices of a window become one; "none" keeps every slice.
 
     Returns
@@ -73,7 +73,11 @@ def average_channels(features: Tensor, channels: int) -> Tensor:
 
 
 def pool_slices(features: Tensor, *, window: int, pool: SlicePool) -> Tensor:
-    """Reduce `[N, C, H, W]` over windows of `window` slices to `[N / window, C, H, W]`."""
+    """Reduce `[N, C, H, W]` over windows of `window` slices to `[N / window, C, H, W]`.
+
+    "attention" has no parameters: at each place it is the mean weighted by the softmax, over the window's slices, of
+    the features' root mean square, so that a slice with a strong response outweighs its neighbours.
+    """
     if pool == "none":
         return features
     n, c, h, w = features.shape
@@ -85,7 +89,10 @@ def pool_slices(features: Tensor, *, window: int, pool: SlicePool) -> Tensor:
         return windows.mean(dim=1)
     if pool == "max":
         return windows.amax(dim=1)
-    raise ValueError(f"pool must be 'mean', 'max' or 'none', not '{pool}'.")
+    if pool == "attention":
+        strength = windows.square().mean(dim=2, keepdim=True).sqrt()
+        return (windows * strength.softmax(dim=1)).sum(dim=1)
+    raise ValueError(f"pool must be 'mean', 'max', 'attention' or 'none', not '{pool}'.")
 
 
 def _adaptive_means(given: int, wanted: int) -> Tensor:

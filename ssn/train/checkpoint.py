@@ -30,6 +30,12 @@ class Detector:
     codes: LocationCodes
     record: dict[str, Any]
 
+    def to(self, device: torch.device) -> Detector:
+        """Move all networks, in place."""
+        for module in (self.network, self.flow, self.codes):
+            module.to(device)
+        return self
+
     def log_likelihood(self, features: Tensor, places: Tensor) -> Tensor:
         """Log-likelihood per dimension (L,) of features before whitening (L, C) at places (L,)."""
         result: Tensor = self.flow(self.network.whitened(features.float()), self.codes(places))

@@ -12,10 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
-from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 
 from ssn.core import metrics
@@ -23,18 +21,26 @@ from ssn.core.errors import DataError
 from ssn.core.scoring import Calibration, anomaly_map, volume_score
 from ssn.core.slices import SliceStack, cut_slices
 from ssn.core.volume import Volume, read_volume
+from ssn.train.cases import Case
 from ssn.train.checkpoint import Detector
 from ssn.train.features import FeatureReader
-from ssn.train.synthetic import SubjectRecord
+from ssn.train.masks import read_mask
 
 
 @dataclass(frozen=True)
 class ScoredVolume:
-    """A method's answer: map and brain (X, Y, Z) in canonical axis order, and one score for the volume."""
+    """A method's answer: map and brain (X, Y, Z) in canonical axis order, one score for the volume, ml a voxel."""
 
     score_map: NDArray[np.float32]
     brain: NDArray[np.bool_]
     score: float
+    voxel_ml: float
+
+    @classmethod
+    def of(cls, score_map: NDArray[np.float32], brain: NDArray[np.bool_], volume: Volume) -> ScoredVolume:
+        """Score a volume by its map."""
+        voxel_ml = float(np.prod(volume.zooms)) / 1000
+        return cls(score_map, brain, volume_score(score_map, brain, volume.zooms), voxel_ml)
 
 
 Method = Callable[[Path], ScoredVolume]
@@ -65,8 +71,9 @@ def detector_log_likelihood(
     config = detector.config
     stack = cut_slices(volume, config.grid, detector.network.cells, config.normalisation)
     found = reader.features(volume.path, stack)
+    device = detector.network.feature_mean.device
     values = [
-        detector.log_likelihood(features, places)
+        detector.log_likelihood(features.to(device), places.to(device)).cpu()
         for features, places in zip(found.features.split(8192), found.places.split(8192), strict=True)
     ]
     return stack, found.places.numpy(), torch.cat(values).numpy()
@@ -80,27 +87,9 @@ def detector_method(detector: Detector, calibration: Calibration, cache: Path | 
         volume = read_volume(path)
         stack, places, values = detector_log_likelihood(detector, volume, reader)
         score_map = anomaly_map(values, places, stack, calibration)
-        return ScoredVolume(score_map, stack.brain, volume_score(score_map, stack.brain, volume.zooms))
+        return ScoredVolume.of(score_map, stack.brain, volume)
 
     return method
-
-
-def read_mask(path: Path, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Read a lesion mask in canonical axis order.
-
-    Raises
-    ------
-    DataError
-        If it cannot be read or is not on its image's grid.
-    """
-    try:
-        image = nib.as_closest_canonical(nib.load(path))
-        mask = np.squeeze(np.asanyarray(image.dataobj)) > 0
-    except (OSError, ImageFileError) as error:
-        raise DataError(f"{path}: the mask cannot be read ({error})") from error
-    if mask.shape != shape:
-        raise DataError(f"{path}: the mask has shape {mask.shape}, its image {shape}")
-    return mask
 
 
 def _slice_metrics(scored: ScoredVolume, mask: NDArray[np.bool_]) -> tuple[float | None, float | None]:
@@ -112,56 +101,64 @@ def _slice_metrics(scored: ScoredVolume, mask: NDArray[np.bool_]) -> tuple[float
     return metrics.slice_auroc(scores, labels), metrics.slice_auprc(scores, labels)
 
 
-def measure_volume(scored: ScoredVolume, record: SubjectRecord, root: Path, threshold: float) -> VolumeAccuracy:
+def lesion_mask(case: Case, scored: ScoredVolume) -> NDArray[np.bool_]:
+    """Read the mask (X, Y, Z) of a case that has one.
+
+    Raises
+    ------
+    DataError
+        If it is not on its image's grid, or marks nothing inside the brain.
+    """
+    assert case.mask is not None
+    mask = read_mask(case.mask, scored.brain.shape)
+    if not (mask & scored.brain).any():
+        raise DataError(f"{case.mask}: holds no lesion inside the brain; a healthy volume has no mask at all")
+    return mask
+
+
+def measure_volume(scored: ScoredVolume, case: Case, threshold: float) -> VolumeAccuracy:
     """Metrics of one volume at a threshold."""
     predicted = (scored.score_map > threshold) & scored.brain
-    if not record.mask:
+    if case.mask is None:
         empty = (None,) * 6
-        return VolumeAccuracy(record.image, "", 0.0, scored.score, *empty, float(predicted.sum()) / 1000)
-    mask = read_mask(root / record.mask, scored.brain.shape)
+        return VolumeAccuracy(case.name, "", 0.0, scored.score, *empty, float(predicted.sum()) * scored.voxel_ml)
+    mask = lesion_mask(case, scored)
     inside = mask & scored.brain
     return VolumeAccuracy(
-        record.image,
-        record.lesion,
-        record.volume_ml,
+        case.name,
+        case.lesion,
+        float(mask.sum()) * scored.voxel_ml if case.volume_ml is None else case.volume_ml,
         scored.score,
         metrics.voxel_auroc(scored.score_map, mask, scored.brain),
         metrics.voxel_auprc(scored.score_map, mask, scored.brain),
         metrics.dice(predicted, inside),
         metrics.pro(scored.score_map, mask, scored.brain),
         *_slice_metrics(scored, mask),
-        float((predicted & ~mask).sum()) / 1000,
+        float((predicted & ~mask).sum()) * scored.voxel_ml,
     )
 
 
-def validation_threshold(
-    method: Method, records: Sequence[SubjectRecord], root: Path, progress: Callable[[], None] = lambda: None
-) -> float:
+def validation_threshold(method: Method, cases: Sequence[Case], progress: Callable[[], None] = lambda: None) -> float:
     """Threshold with the best mean Dice over the validation volumes that have a lesion."""
     scores, masks = [], []
-    for record in records:
-        if record.mask:
-            scored = method(root / record.image)
-            mask = read_mask(root / record.mask, scored.brain.shape)
+    for case in cases:
+        if case.mask is not None:
+            scored = method(case.image)
             scores.append(scored.score_map[scored.brain])
-            masks.append(mask[scored.brain])
+            masks.append(lesion_mask(case, scored)[scored.brain])
         progress()
     if not scores:
-        raise DataError(f"{root}: no validation volume has a lesion, so no Dice threshold can be chosen")
+        raise DataError("no validation volume has a lesion, so no Dice threshold can be chosen")
     return metrics.best_dice_threshold(scores, masks)
 
 
 def evaluate(
-    method: Method,
-    test: Sequence[SubjectRecord],
-    root: Path,
-    threshold: float,
-    progress: Callable[[], None] = lambda: None,
+    method: Method, test: Sequence[Case], threshold: float, progress: Callable[[], None] = lambda: None
 ) -> list[VolumeAccuracy]:
     """Metrics of every test volume; `progress` is called once a volume."""
     rows = []
-    for record in test:
-        rows.append(measure_volume(method(root / record.image), record, root, threshold))
+    for case in test:
+        rows.append(measure_volume(method(case.image), case, threshold))
         progress()
     return rows
 

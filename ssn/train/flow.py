@@ -48,15 +48,15 @@ class FlowConfig:
     def __post_init__(self) -> None:
         if self.features < 2 or self.blocks < 1 or self.clamp <= 0:
             raise ValueError(f"A flow needs 2 features, 1 block and a positive clamp at least; got {self}.")
-        if self.plane_channels % 4 or self.depth_channels % 2 or self.code_channels < 1:
+        if self.plane_channels % 4 or self.depth_channels % 2 or min(self.plane_channels, self.depth_channels) < 0:
             raise ValueError(
-                "plane_channels must be a multiple of 4, depth_channels of 2, and not both 0; "
+                "plane_channels must be a multiple of 4 and depth_channels of 2; "
                 f"got {self.plane_channels} and {self.depth_channels}."
             )
 
     @property
     def code_channels(self) -> int:
-        """P, the length of the condition: the code of the plane, then that of the depth."""
+        """P, the length of the condition: the code of the plane, then that of the depth; 0 is no condition."""
         return self.plane_channels + self.depth_channels
 
 

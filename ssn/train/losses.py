@@ -1,4 +1,4 @@
-"""Training losses of the flow: likelihood, boundary-guided semi-push-pull, and triplet.
+"""Training losses of the flow: likelihood, boundary-guided semi-push-pull, hard separation, and triplet.
 
 Sources: METHOD.md, "Training"; Yao et al., *Explicit Boundary Guided Semi-Push-Pull Contrastive Learning for
 Supervised Anomaly Detection* (BGAD, CVPR 2023; arXiv 2207.01463) for boundaries, focal weights and
@@ -10,18 +10,21 @@ semi-push-pull are stated in it. `total_loss` does that division.
 """
 
 import math
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LossKind = Literal["spp", "triplet", "none"]
+LossKind = Literal["spp", "triplet", "hard", "none"]
+# The losses that push any anomalous locations down; the triplet loss needs a noised copy of each true one.
+PUSHING_LOSSES: tuple[LossKind, ...] = ("spp", "hard")
 
 NORMALISER = 10.0
 NORMAL_QUANTILE = 0.05
 BOUNDARY_MARGIN = 0.1
 TRIPLET_MARGIN = 1.0
+HARD_SEPARATION = 0.5
 
 # An anomaly's focal weight has a pole at log p = 0 and grows with exp(2 log p). Both are cut off, so that a
 # weight is a finite float32 whatever the flow says; between the limits the authors' formula is untouched.
@@ -146,6 +149,34 @@ def semi_push_pull(logp_normalised: Tensor, is_anomaly: Tensor, *, weights: Tens
     return SemiPushPull(_mean(pulled), _mean(pushed))
 
 
+def hard_separation(logp_normalised: Tensor, is_anomaly: Tensor) -> SemiPushPull:
+    """Separate all samples by a fixed distance, with a truncated L1 distance: the control to semi-push-pull.
+
+    With m the median of this minibatch's normals (detached): mean of max(0, m - l) over *all* normals, and
+    mean of max(0, l - (m - 0.5)) over *all* anomalies. Truncated, because a sample beyond its target costs
+    nothing. Where semi-push-pull moves the few samples about its boundary and stops 0.1 below it, this moves half
+    of the normals and every anomaly that is not five such margins away. The paper gives no formula; this is ours.
+
+    Parameters
+    ----------
+    logp_normalised : (N,).
+    is_anomaly : (N,), bool.
+
+    Returns
+    -------
+    Both parts; 0, joined to the graph, where there is no normal sample to measure from.
+    """
+    normal, anomaly = logp_normalised[~is_anomaly], logp_normalised[is_anomaly]
+    if normal.numel() == 0:
+        nothing = _mean(normal)
+        return SemiPushPull(nothing, nothing)
+    middle = normal.detach().median()
+    return SemiPushPull(
+        _mean(F.relu(middle - normal)),
+        _mean(F.relu(anomaly - (middle - HARD_SEPARATION))),
+    )
+
+
 def likelihood_loss(logp: Tensor, *, weights: Tensor | None = None) -> Tensor:
     """Mean of -log sigmoid(log p), each sample times its weight (METHOD.md, "Training"); 0 for no samples.
 
@@ -176,7 +207,7 @@ def triplet_loss(true: Tensor, noised: Tensor, permutation: Tensor, margin: floa
 
 def uses_noised(kind: LossKind, epoch: int) -> bool:
     """Say whether `total_loss` looks at noised samples; where it does not, they need not be computed."""
-    return kind == "triplet" or (kind == "spp" and epoch > 0)
+    return kind == "triplet" or (kind in PUSHING_LOSSES and epoch > 0)
 
 
 def total_loss(
@@ -191,6 +222,7 @@ def total_loss(
 
     - `spp`: in epoch 0 the likelihood term alone, weighted by the normals' focal weights; from epoch 1 on,
       the same weighted term + both halves of the focally weighted semi-push-pull.
+    - `hard`: in epoch 0 the unweighted likelihood term; from epoch 1 on, that + both parts of the hard separation.
     - `triplet`: the unweighted likelihood term + the triplet loss, from epoch 0 on.
     - `none`: the unweighted likelihood term alone.
 
@@ -206,8 +238,8 @@ def total_loss(
     ValueError
         If `kind` is unknown, or noised samples are needed and not given.
     """
-    if kind not in ("spp", "triplet", "none"):
-        raise ValueError(f"unknown loss {kind!r}: choose spp, triplet or none")
+    if kind not in get_args(LossKind):
+        raise ValueError(f"unknown loss {kind!r}: choose one of {', '.join(get_args(LossKind))}")
     if not uses_noised(kind, epoch):
         logp_noised = logp_true.new_empty(0)
     elif logp_noised is None:
@@ -225,7 +257,12 @@ def total_loss(
     else:
         likelihood = likelihood_loss(logp_true)
         separation = likelihood.new_zeros(())
-        if kind == "triplet":
+        if kind == "hard" and uses_noised(kind, epoch):
+            logp = torch.cat([logp_true, logp_noised]) / NORMALISER
+            is_anomaly = torch.arange(logp.numel(), device=logp.device) >= logp_true.numel()
+            pulled, pushed = hard_separation(logp, is_anomaly)
+            separation = pulled + pushed
+        elif kind == "triplet":
             device = logp_true.device if generator is None else generator.device
             permutation = torch.randperm(logp_true.numel(), generator=generator, device=device)
             separation = triplet_loss(logp_true, logp_noised, permutation.to(logp_true.device))

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssn.core.geometry import GridConfig
-from ssn.core.scoring import smooth_map, volume_score
+from ssn.core.scoring import smooth_map
 from ssn.core.slices import SliceStack, cut_slices
 from ssn.core.volume import read_volume
 from ssn.train.evaluate import Method, ScoredVolume
@@ -89,6 +89,6 @@ def reference_method(name: ReferenceName, healthy: HealthyVolumes, sigma: float)
         stack = cut_slices(volume, _GRID, _CELLS)
         places = stack.occupied_places(0.5)
         score_map = smooth_map(residual(_blocks(stack)).ravel()[places], places, stack, sigma)
-        return ScoredVolume(score_map, stack.brain, volume_score(score_map, stack.brain, volume.zooms))
+        return ScoredVolume.of(score_map, stack.brain, volume)
 
     return method

@@ -27,11 +27,11 @@ from ssn.train.anatomy import (
     tissue_signal,
     voxel_coordinates,
 )
+from ssn.train.cases import HEALTHY_SPLITS
+from ssn.train.layouts import COHORT_FILE
 from ssn.train.lesions import LESION_KINDS, LesionKind, blend, draw_lesion
 from ssn.train.templates import Template, TemplateName, load_template
 
-COHORT_FILE = "cohort.csv"
-HEALTHY_SPLITS = ("train", "calibration")
 CROPPED_SHARE = 0.15
 
 
@@ -199,18 +199,3 @@ def read_cohort(path: Path) -> list[SubjectRecord]:
 
 def _record(row: dict[str, Any]) -> SubjectRecord:
     return SubjectRecord(**{**row, "volume_ml": float(row["volume_ml"]), "seed": int(row["seed"])})
-
-
-def select(cohort: Path, split: str) -> tuple[Path, list[SubjectRecord]]:
-    """Folder of a cohort (its table, or the folder that holds it) and its subjects of one split.
-
-    Raises
-    ------
-    DataError
-        If there are none.
-    """
-    table = cohort / COHORT_FILE if cohort.is_dir() else cohort
-    records = [record for record in read_cohort(table) if record.split == split]
-    if not records:
-        raise DataError(f"{table}: has no volume in split {split!r}")
-    return table.parent, records

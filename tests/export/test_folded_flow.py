@@ -26,8 +26,9 @@ def perturbed(config: FlowConfig) -> ConditionalFlow:
         FlowConfig(features=512),
         FlowConfig(features=64, blocks=4, plane_channels=32, depth_channels=8),
         FlowConfig(features=7, blocks=3, plane_channels=8, hidden=5),
+        FlowConfig(features=8, blocks=2, plane_channels=0),
     ],
-    ids=["paper", "with depth", "odd and narrow"],
+    ids=["paper", "with depth", "odd and narrow", "without code"],
 )
 def test_folding_does_not_change_the_log_likelihood(config: FlowConfig):
     flow = perturbed(config)

@@ -55,10 +55,10 @@ def test_without_a_width_each_layer_keeps_its_channels():
     torch.testing.assert_close(features[0, :24], alone)
 
 
-def test_mean_and_max_do_not_depend_on_the_order_inside_a_window():
+def test_mean_max_and_attention_do_not_depend_on_the_order_inside_a_window():
     maps = [torch.randn(6, 8, 6, 6), torch.randn(6, 8, 3, 3)]
     shuffled = [m[[2, 0, 1, 4, 5, 3]] for m in maps]
-    for pool in ("mean", "max"):
+    for pool in ("mean", "max", "attention"):
         torch.testing.assert_close(aggregate(maps, width=8, pool=pool), aggregate(shuffled, width=8, pool=pool))
 
 
@@ -67,6 +67,16 @@ def test_max_takes_the_largest_of_each_window():
     every = aggregate([single], width=8, pool="none")
     expected = torch.stack([every[:3].amax(0), every[3:].amax(0)])
     assert torch.equal(aggregate([single], width=8, pool="max"), expected)
+
+
+def test_attention_is_the_mean_of_equal_slices_and_nears_the_strongest_of_unequal_ones():
+    single = torch.randn(1, 8, 4, 4)
+    strong = torch.cat([single, single * 30, single * 0.1])
+    equal = aggregate([single.repeat(3, 1, 1, 1)], width=8, pool="attention")
+    torch.testing.assert_close(equal, aggregate([single], width=8, pool="none"))
+    mean, attended = (aggregate([strong], width=8, pool=pool) for pool in ("mean", "attention"))
+    assert (attended.abs() > mean.abs()).all()
+    torch.testing.assert_close(attended, aggregate([strong[1:2]], width=8, pool="none"), rtol=0.05, atol=0.05)
 
 
 def test_no_pooling_keeps_every_slice_of_any_number():

@@ -6,10 +6,11 @@ import torch
 from brains import brain_file
 
 from ssn.core.errors import DataError
+from ssn.train.batches import epoch_batches
 from ssn.train.checkpoint import RECORD_FILE, load_checkpoint
 from ssn.train.encoder import EncoderConfig
 from ssn.train.features import FeatureReader, VolumeFeatures, measure_whitening
-from ssn.train.fit import FitOptions, epoch_batches, fit
+from ssn.train.fit import FitOptions, fit
 from ssn.train.network import FeatureNetwork, ModelConfig
 
 TINY = ModelConfig(
@@ -38,7 +39,7 @@ def state(folder):
     return load_checkpoint(folder).flow.state_dict()
 
 
-@pytest.mark.parametrize("loss", ["spp", "triplet", "none"])
+@pytest.mark.parametrize("loss", ["spp", "triplet", "hard", "none"])
 def test_a_resumed_run_ends_in_the_same_weights_as_an_uninterrupted_one(tmp_path, scans, cache, loss):
     options = replace(OPTIONS, loss=loss)
     fit(TINY, scans, tmp_path / "whole", options, cache=cache, weights="none")

@@ -116,8 +116,17 @@ def test_the_hidden_layer_is_as_wide_as_the_input_unless_told():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"plane_channels": 6}, {"depth_channels": 3}, {"plane_channels": 0}, {"blocks": 0}, {"clamp": 0}],
+    [{"plane_channels": 6}, {"depth_channels": 3}, {"plane_channels": -4}, {"blocks": 0}, {"clamp": 0}],
 )
 def test_impossible_shapes_are_refused(wrong: dict[str, int]):
     with pytest.raises(ValueError, match="got"):
         FlowConfig(features=6, **wrong)
+
+
+def test_a_flow_without_code_is_a_flow_of_the_features_alone():
+    flow = perturbed(FlowConfig(features=6, blocks=2, plane_channels=0))
+    x = torch.randn(5, 6)
+    assert flow.config.code_channels == 0
+    assert location_code((3, 4), 0).shape == (0, 3, 4)
+    torch.testing.assert_close(flow(x, torch.zeros(5, 0)), flow(x, location_code((1, 5), 0).flatten(1).T))
+    assert torch.isfinite(flow(x, torch.zeros(5, 0))).all()

@@ -20,6 +20,7 @@ from ssn.train.losses import (
     NORMALISER,
     boundaries,
     focal_weights,
+    hard_separation,
     likelihood_loss,
     log_likelihood,
     semi_push_pull,
@@ -206,7 +207,7 @@ def test_loss_none_is_the_plain_likelihood():
     assert loss.separation.item() == 0
 
 
-@pytest.mark.parametrize("kind", ["spp", "triplet", "none"])
+@pytest.mark.parametrize("kind", ["spp", "triplet", "hard", "none"])
 @pytest.mark.parametrize("epoch", [0, 1])
 @pytest.mark.parametrize("value", [0.0, -2.0, -10.0, 700.0, -1e5])
 def test_every_loss_has_a_finite_gradient_on_degenerate_batches(kind, epoch, value):
@@ -218,6 +219,17 @@ def test_every_loss_has_a_finite_gradient_on_degenerate_batches(kind, epoch, val
     assert torch.isfinite(true.grad).all()
     assert (noised.grad is not None) == uses_noised(kind, epoch)
     assert noised.grad is None or torch.isfinite(noised.grad).all()
+
+
+def test_hard_separation_pulls_every_normal_to_the_median_and_pushes_every_anomaly_half_a_unit_below():
+    normal, anomaly = torch.tensor([-0.3, -0.1, 0.2]), torch.tensor([-0.7, -0.2, 0.4])
+    logp = torch.cat([normal, anomaly]).requires_grad_()
+    pulled, pushed = hard_separation(logp, torch.arange(6) >= 3)
+    assert pulled.item() == pytest.approx(0.2 / 3)  # median -0.1
+    assert pushed.item() == pytest.approx((0 + 0.4 + 1.0) / 3)  # target -0.6; beyond it nothing
+    (pulled + pushed).backward()
+    assert logp.grad.sign().tolist() == [-1, 0, 0, 0, 1, 1]
+    assert hard_separation(anomaly, torch.ones(3, dtype=torch.bool)) == (0, 0)
 
 
 def test_parts_for_the_progress_bar_hold_no_graph():

@@ -7,8 +7,9 @@ import pytest
 from ssn.core.errors import DataError
 from ssn.core.pose import find_brain
 from ssn.core.volume import read_volume
+from ssn.train.datasets import open_split
 from ssn.train.lesions import LESION_KINDS, VOLUME_RANGE_ML
-from ssn.train.synthetic import make_subject, plan_cohort, read_cohort, select, write_cohort
+from ssn.train.synthetic import make_subject, plan_cohort, read_cohort, write_cohort
 from ssn.train.templates import load_template
 
 
@@ -61,13 +62,13 @@ def test_a_cohort_is_written_resumed_and_usable(tmp_path):
     assert (tmp_path / plan[0].image).stat().st_mtime_ns == first, "kept"
     records = read_cohort(tmp_path / "cohort.csv")
     assert [replace(record, volume_ml=0.0) for record in records] == plan
-    root, test = select(tmp_path, "test")
-    mask = nib.load(root / test[0].mask)
+    test = open_split(tmp_path, "test")
+    mask = nib.load(test[0].mask)
     assert np.asanyarray(mask.dataobj).sum() == pytest.approx(1000 * test[0].volume_ml)
-    volume = read_volume(root / test[0].image)
+    volume = read_volume(test[0].image)
     assert find_brain(volume).mean() > 0.1
     with pytest.raises(DataError, match="no volume in split"):
-        select(tmp_path, "validation")
+        open_split(tmp_path, "validation")
 
 
 def test_a_table_of_another_kind_is_refused(tmp_path):

@@ -1,0 +1,23 @@
+"""Arguments and options that every command with a data set has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+Data = Annotated[
+    Path,
+    typer.Argument(help="Folder of NIfTI, IXI, BraTS2021, or a CSV (image,mask,split); ssn-train check-data explains."),
+]
+LayoutOption = Annotated[
+    Literal["csv", "ixi", "brats", "br35h", "folder"] | None,
+    typer.Option("--layout", help="How the data set lies on disk; recognised if not given."),
+]
+ContrastOption = Annotated[
+    str | None, typer.Option("--contrast", help="Contrast to take where there are several: t1, t1ce, t2, flair.")
+]
+DeviceOption = Annotated[
+    Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where to compute; auto: a GPU if there is one.")
+]

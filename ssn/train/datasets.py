@@ -1,0 +1,118 @@
+"""Open a data set: recognise its layout, choose its contrast, take one split."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from ssn.core.atomic import printable
+from ssn.core.errors import DataError
+from ssn.train.cases import Case, Dataset, Layout, Split
+from ssn.train.check import refuse_unusable
+from ssn.train.layouts import COHORT_FILE, READERS, TREES, is_nifti
+
+
+def recognise(path: Path) -> Layout:
+    """Tell a data set's layout from its path.
+
+    Raises
+    ------
+    DataError
+        If it has none of the known layouts; the message shows all of them.
+    """
+    if path.is_file() and path.suffix.lower() == ".csv":
+        return "csv"
+    if path.is_dir():
+        if not any(path.iterdir()):
+            raise DataError(f"{printable(path)}: is an empty folder; expected {_all_trees()}")
+        if (path / COHORT_FILE).is_file():
+            return "csv"
+        # The named layouts first: IXI's files would do for a folder of NIfTI too.
+        for layout in ("brats", "ixi", "br35h", "folder"):
+            try:
+                READERS[layout](path)
+            except DataError:
+                continue
+            return layout
+        raise DataError(f"{printable(path)}: has none of the known layouts: {_all_trees()}")
+    what = "is one volume, not a data set" if is_nifti(path) and path.exists() else "is no folder and no .csv file"
+    raise DataError(f"{printable(path)}: {what}; expected {_all_trees()}")
+
+
+def _all_trees() -> str:
+    return "; or ".join(f"{layout}: {tree}" for layout, tree in TREES.items())
+
+
+def read_dataset(path: Path, layout: Layout | None = None) -> Dataset:
+    """List a data set's cases, of all contrasts; `layout` forces one, None recognises it.
+
+    Raises
+    ------
+    DataError
+        If the path is not laid out so; the message shows how it should be.
+    """
+    return READERS[layout or recognise(path)](path)
+
+
+def of_contrast(dataset: Dataset, contrast: str | None) -> Dataset:
+    """Keep one contrast's cases.
+
+    A case of which nothing says the contrast is taken for what the caller says it is.
+
+    Raises
+    ------
+    DataError
+        If there are several and none was chosen, or none of the one that was.
+    """
+    if contrast is None:
+        if len(dataset.contrasts) > 1:
+            raise DataError(mixed_contrasts(dataset))
+        return dataset
+    wanted = contrast.lower()
+    cases = tuple(replace(case, contrast=wanted) for case in dataset.cases if case.contrast in (wanted, None))
+    if not cases:
+        raise DataError(f"{printable(dataset.root)}: has no {wanted} volume, only {', '.join(dataset.contrasts)}")
+    return replace(dataset, cases=cases)
+
+
+def mixed_contrasts(dataset: Dataset) -> str:
+    """Say of which contrasts a data set is, with a file of each."""
+    examples = {case.contrast: case.name for case in reversed(dataset.cases) if case.contrast}
+    shown = ", ".join(f"{contrast} ({examples[contrast]})" for contrast in dataset.contrasts)
+    return f"{printable(dataset.root)}: mixed modalities: {shown}; choose one with --contrast"
+
+
+def select(dataset: Dataset, split: Split) -> list[Case]:
+    """Cases of one split.
+
+    Raises
+    ------
+    DataError
+        If there are none.
+    """
+    cases = [case for case in dataset.cases if case.split == split]
+    if not cases:
+        found = sorted({case.split for case in dataset.cases})
+        raise DataError(
+            f"{printable(dataset.root)}: has no volume in split {split!r}, only in {', '.join(found)} "
+            f"(layout {dataset.layout})"
+        )
+    return cases
+
+
+def open_split(path: Path, split: Split, layout: Layout | None = None, contrast: str | None = None) -> list[Case]:
+    """Cases of one split of a 3D data set, checked by header and name.
+
+    Raises
+    ------
+    DataError
+        If the layout is another, the split empty, or anything in it unusable; the file is named.
+    """
+    dataset = of_contrast(read_dataset(path, layout), contrast)
+    if dataset.flat:
+        raise DataError(
+            f"{printable(path)}: holds 2D images (layout {dataset.layout}); only ssn-train finetune takes them"
+        )
+    cases = select(dataset, split)
+    refuse_unusable(dataset, cases)
+    return cases

@@ -1,0 +1,35 @@
+"""Lesion masks: read onto their image's grid."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from numpy.typing import NDArray
+
+from ssn.core.errors import DataError
+
+
+def read_mask(path: Path, shape: tuple[int, ...] | None = None) -> NDArray[np.bool_]:
+    """Read a lesion mask (X, Y, Z) in canonical axis order; lesion is where it is above 0.
+
+    Parameters
+    ----------
+    shape : of its image in canonical axis order; None does not compare
+
+    Raises
+    ------
+    DataError
+        If it cannot be read or is not on its image's grid.
+    """
+    try:
+        image = nib.as_closest_canonical(nib.load(path))
+        mask = np.squeeze(np.asanyarray(image.dataobj)) > 0
+    except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
+        raise DataError(f"{path}: the mask cannot be read ({error})") from error
+    if shape is not None and mask.shape != shape:
+        raise DataError(f"{path}: the mask has shape {mask.shape}, its image {shape}")
+    return mask

@@ -1,0 +1,134 @@
+"""2D slices to fine-tune an encoder on: Br35H, a folder of pictures, or slices drawn from healthy volumes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssn.core.atomic import printable
+from ssn.core.errors import DataError
+from ssn.core.geometry import GridConfig
+from ssn.core.slices import cut_slices
+from ssn.core.volume import read_volume
+from ssn.train.cases import Layout, split_subjects
+from ssn.train.datasets import open_split, read_dataset
+from ssn.train.layouts import pictures_in
+
+PICTURE_SIZE = 256  # pixels, as published
+VALIDATION_SHARE = 0.1  # of pictures, or of volumes, where the data set does not state it
+_MIN_BRAIN_SHARE = 0.1  # of a slice's pixels, so that no slice is all background
+
+
+@dataclass(frozen=True)
+class SliceImages:
+    """Grey slices (N, S, S) uint8: those trained on, and others for the validation curve."""
+
+    train: Tensor
+    validation: Tensor
+
+
+def read_slice_images(
+    path: Path,
+    layout: Layout | None = None,
+    contrast: str | None = None,
+    *,
+    size: int | None = None,
+    slices_a_volume: int = 16,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> SliceImages:
+    """Read healthy slices from whatever lies at `path`.
+
+    Parameters
+    ----------
+    size : pixels a side; not given, pictures come in 256 and volumes as the detector sees them (192, at 1 mm)
+    slices_a_volume : axial slices drawn from each volume, with `seed`
+    progress : called with the number of files done and of all files
+
+    Raises
+    ------
+    DataError
+        If there are too few healthy images, or one cannot be read.
+    """
+    pictures = pictures_in(path) if layout is None else []
+    if pictures:
+        splits = split_subjects((p.name for p in pictures), "validation", "train", VALIDATION_SHARE)
+        groups = [[p for p in pictures if splits[p.name] == split] for split in ("train", "validation")]
+        return _from_pictures(path, groups, size, progress)
+    dataset = read_dataset(path, layout)
+    if dataset.flat:
+        groups = [[c.image for c in dataset.cases if c.split == s and not c.lesion] for s in ("train", "validation")]
+        return _from_pictures(path, groups, size, progress)
+    cases = open_split(path, "train", layout, contrast)
+    held_out = split_subjects((case.subject for case in cases), "validation", "train", VALIDATION_SHARE)
+    files = [[c.image for c in cases if held_out[c.subject] == split] for split in ("train", "validation")]
+    return _from_volumes(path, files, size, slices_a_volume, seed, progress)
+
+
+def _from_pictures(
+    path: Path, groups: Sequence[Sequence[Path]], size: int | None, progress: Callable[[int, int], None]
+) -> SliceImages:
+    _need_two(path, groups, "healthy images")
+    total, done = sum(map(len, groups)), 0
+    read: list[Tensor] = []
+    for group in groups:
+        stacked = []
+        for picture in group:
+            stacked.append(_grey(picture, size or PICTURE_SIZE))
+            progress(done := done + 1, total)
+        read.append(torch.stack(stacked))
+    return SliceImages(*read)
+
+
+def _grey(path: Path, size: int) -> Tensor:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            grey = image.convert("L").resize((size, size), Image.Resampling.BILINEAR)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{printable(path)}: cannot be read as an image ({error})") from error
+    return torch.from_numpy(np.array(grey))
+
+
+def _from_volumes(
+    path: Path,
+    groups: Sequence[Sequence[Path]],
+    size: int | None,
+    slices_a_volume: int,
+    seed: int,
+    progress: Callable[[int, int], None],
+) -> SliceImages:
+    _need_two(path, groups, "healthy volumes in split 'train'")
+    grid = GridConfig()
+    rng = np.random.default_rng(seed)
+    total, done = sum(map(len, groups)), 0
+    read = []
+    for group in groups:
+        drawn = []
+        for file in group:
+            slices = cut_slices(read_volume(file), grid, grid.plane // 4).slices
+            filled = np.flatnonzero((slices > 0).mean((1, 2)) >= _MIN_BRAIN_SHARE)
+            chosen = np.sort(rng.permutation(filled)[:slices_a_volume])
+            drawn.append(_resized(torch.from_numpy(slices[chosen]), size))
+            progress(done := done + 1, total)
+        read.append(torch.cat(drawn))
+    return SliceImages(*read)
+
+
+def _resized(slices: Tensor, size: int | None) -> Tensor:
+    if size is not None and size != slices.shape[-1]:
+        slices = F.interpolate(slices[:, None], (size, size), mode="bilinear", align_corners=False)[:, 0]
+    return (slices.clamp(0, 1) * 255).round().byte()
+
+
+def _need_two(path: Path, groups: Sequence[Sequence[Path]], what: str) -> None:
+    if not all(groups):
+        found = sum(map(len, groups))
+        raise DataError(f"{printable(path)}: has {found} {what}; two at least are needed, one to validate on")

@@ -1,0 +1,77 @@
+"""The commands on data sets as they lie on disk, one after the other as a user types them."""
+
+import json
+
+import pytest
+from trees import brats, plain
+from typer.testing import CliRunner
+
+from ssn.cli import bench, train
+from ssn.cli.ablate import QuestionName
+from ssn.train.ablate import QUESTIONS
+
+
+def run(app, *arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory):
+    return plain(tmp_path_factory.mktemp("healthy"), healthy=3)
+
+
+@pytest.fixture(scope="module")
+def patients(tmp_path_factory):
+    return brats(tmp_path_factory.mktemp("patients"), subjects=2)
+
+
+@pytest.fixture(scope="module")
+def model(healthy, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "model"
+    settings = ("--encoder-weights", "none", "--loss", "none", "--epochs", 1, "--share", 0.02, "--device", "cpu")
+    fitted = run(train.app, "fit", healthy, "-o", folder, *settings)
+    assert fitted.exit_code == 0, fitted.output
+    calibrated = run(train.app, "calibrate", folder, healthy)
+    assert calibrated.exit_code == 0, calibrated.output
+    return folder
+
+
+def test_a_model_fitted_on_a_folder_is_measured_on_brats(model, patients, tmp_path):
+    result = run(train.app, "evaluate", model, patients, "--contrast", "t1", "-o", tmp_path / "a.json")
+    assert result.exit_code == 0, result.output
+    (row,) = json.loads((tmp_path / "a.json").read_text())["volumes"]
+    assert row["lesion"] == "tumour"
+    assert row["volume_ml"] == pytest.approx(17, rel=0.25), "known from the mask, in millilitres of its voxels"
+    assert 0 <= row["auroc"] <= 1
+
+
+def test_references_learn_from_one_data_set_and_all_are_measured_on_another(model, healthy, patients, tmp_path):
+    result = run(
+        bench.app, "accuracy", model, patients, "--learned", healthy, "--validation", patients,
+        "--contrast", "flair", "-o", tmp_path / "a.json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert set(json.loads((tmp_path / "a.json").read_text())) == {"ssn", "z-score", "pca"}
+
+
+def test_a_contrast_that_was_not_chosen_is_one_clear_line(model, patients, tmp_path):
+    result = run(train.app, "evaluate", model, patients, "-o", tmp_path / "a.json")
+    assert result.exit_code == 1
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert "--contrast" in result.stderr
+    assert not (tmp_path / "a.json").exists()
+
+
+def test_an_ablation_that_cannot_be_measured_is_refused_before_any_training(healthy, patients, tmp_path):
+    assert tuple(QuestionName) == QUESTIONS
+    out = tmp_path / "out"
+    for arguments, message in (
+        ((healthy,), "no volume in split 'validation'"),
+        ((healthy, "--measure-on", patients), "--contrast"),
+        ((healthy, "--question", "encoder"), "--tuned FILE"),
+    ):
+        result = run(train.app, "ablate", *arguments, "-o", out)
+        assert result.exit_code == 1
+        assert message in result.stderr
+    assert run(train.app, "ablate", healthy, "--question", "colour", "-o", out).exit_code == 2
+    assert not out.exists()

@@ -1,0 +1,130 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from brains import brain_file
+from trees import mask, table
+
+from ssn.core.errors import DataError
+from ssn.core.geometry import GridConfig
+from ssn.train.ablate import AblationData, false_positive_rate, plan_arms, rank_correlation, run_arm
+from ssn.train.ablation_report import COLUMNS, as_markdown, write_report
+from ssn.train.datasets import open_split
+from ssn.train.encoder import EncoderConfig
+from ssn.train.evaluate import ScoredVolume
+from ssn.train.fit import FitOptions
+from ssn.train.network import ModelConfig
+
+TINY = ModelConfig(
+    encoder=EncoderConfig("tf_efficientnet_lite0", out_indices=(2,)),
+    grid=GridConfig(plane=96, depth=96),  # small: a part of the brain
+    width=None,
+    whiten=True,
+    blocks=1,
+    plane_channels=8,
+)
+OPTIONS = FitOptions(epochs=1, batch=512, share=0.1, noise=1.0)
+BASE = (ModelConfig.compact(), FitOptions(anomalies="image"), "imagenet")
+
+
+def arms(*questions, **options):
+    return {(arm.question, arm.value): arm for arm in plan_arms(questions, *BASE, **options)}
+
+
+def test_each_arm_differs_from_the_base_in_one_thing(tmp_path):
+    (tmp_path / "e.safetensors").write_bytes(b"weights")
+    planned = arms("loss", "encoder", "aggregation", "code", "anomalies", tuned=tmp_path / "e.safetensors")
+    assert {value for question, value in planned if question == "loss"} == {"spp", "triplet", "hard", "none"}
+    assert planned["aggregation", "none"].config.grid.window == 1
+    assert planned["aggregation", "attention"].config.pool == "attention"
+    assert planned["code", "none"].config.plane_channels == planned["code", "none"].config.depth_channels == 0
+    assert planned["encoder", "tuned before"].weights == tmp_path / "e.safetensors"
+    base = arms("loss")["loss", "spp"]
+    for arm in planned.values():
+        changed = [
+            name for name in ("config", "options", "weights") if getattr(arm, name) != getattr(base, name)
+        ]  # fmt: skip
+        assert len(changed) == (0 if arm.run == "base" else 1), arm
+
+
+def test_the_base_answers_every_question_and_is_one_run():
+    planned = arms("loss", "aggregation", "code", "anomalies")
+    bases = {question: value for (question, value), arm in planned.items() if arm.run == "base"}
+    assert bases == {"loss": "spp", "aggregation": "mean", "code": "in-plane + depth", "anomalies": "image"}
+    assert planned["loss", "triplet"].options.anomalies == "noise", "the only ones that the triplet loss knows"
+
+
+def test_questions_that_cannot_be_asked_are_refused():
+    with pytest.raises(DataError, match="--tuned FILE"):
+        arms("encoder")
+    with pytest.raises(DataError, match="nowhere: no such"):
+        arms("encoder", tuned=Path("nowhere"))
+    with pytest.raises(DataError, match="cannot choose its anomalies"):
+        plan_arms(["anomalies"], TINY, replace(OPTIONS, loss="none"), "none")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cohort")
+    rows = []
+    splits = ("train", "train", "calibration", "calibration", "validation", "test", "test", "test")
+    for seed, split in enumerate(splits):
+        lesion = split == "validation" or (split == "test" and seed != 7)
+        brain_file(folder / f"{seed}.nii", (6.0, 6.0, 6.0), lesion=lesion, seed=seed, radius=20.0)
+        rows.append(f"{seed}.nii,{'m.nii' if lesion else ''},{split}")
+    mask(folder / "m.nii", radius=20.0)
+    path = table(folder, *rows)
+    return AblationData(*(open_split(path, s) for s in ("train", "calibration", "validation", "test")))
+
+
+def test_two_arms_are_trained_measured_reported_and_kept(data, tmp_path):
+    planned = [arm for arm in plan_arms(["loss"], TINY, OPTIONS, "none") if arm.value in ("spp", "none")]
+    results = {arm.run: [run_arm(arm, 0, data, tmp_path)] for arm in planned}
+    rows = write_report(tmp_path, planned, results)
+    assert [(row["arm"], row["base"]) for row in rows] == [("spp", True), ("none", False)]
+    for row in rows:
+        assert 0 <= row["false_positive_rate"]["mean"] <= 1
+        assert -1 <= row["rank_correlation"]["mean"] <= 1
+        assert 0 <= row["auprc"]["mean"] <= 1
+    assert json.loads((tmp_path / "ablation.json").read_text()) == rows
+    assert "| spp * | 1 |" in (tmp_path / "ablation.md").read_text()
+    assert (tmp_path / "ablation.png").stat().st_size > 1000
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["base-seed0.json", "loss-none-seed0.json"]
+
+    untouched = (tmp_path / "runs" / "base-seed0.json").stat().st_mtime_ns
+    said = []
+    assert run_arm(planned[0], 0, data, tmp_path, progress=said.append) == results["base"][0]
+    assert said == [], "nothing was trained again"
+    assert (tmp_path / "runs" / "base-seed0.json").stat().st_mtime_ns == untouched
+    other = replace(planned[0], options=replace(planned[0].options, epochs=2))
+    with pytest.raises(DataError, match=r"base-seed0\.json: was made with other settings"):
+        run_arm(other, 0, data, tmp_path)
+
+
+def test_the_table_says_mean_and_spread_over_seeds():
+    def statistic(*values):
+        deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        return {"values": list(values), "mean": float(np.mean(values)), "deviation": deviation}
+
+    row = {"question": "loss", "arm": "spp", "base": True, "seeds": [0, 1]}
+    row |= {name: statistic(0.4, 0.6) for name in COLUMNS} | {"pro": {"values": [], "mean": None, "deviation": None}}
+    text = as_markdown([row])
+    assert "| spp * | 2 | 0.500 ± 0.141 |" in text
+    assert "| - |" in text, "what was not measured is not a number"
+
+
+def test_false_positives_are_counted_at_the_level_that_the_recall_needs():
+    score = np.arange(20, dtype=np.float32).reshape(20, 1, 1)
+    brain = np.ones((20, 1, 1), bool)
+    lesion = np.zeros((20, 1, 1), bool)
+    lesion[10:20:2] = True  # scores 10, 12, 14, 16, 18; 80 % recall needs 12; healthy 13, 15, 17, 19 are above
+    scored = ScoredVolume(score, brain, 0.0, 0.001)
+    assert false_positive_rate(scored, lesion, 0.8) == pytest.approx(4 / 15)
+
+
+def test_rank_correlation_is_of_ranks():
+    assert rank_correlation([1, 2, 3], [10, 100, 1000]) == pytest.approx(1)
+    assert rank_correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+    assert rank_correlation([1, 2], [1, 2]) is None

@@ -1,0 +1,157 @@
+import json
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pytest
+from brains import brain_array, brain_file, save
+from trees import br35h, brats, ixi, mask, plain, table, volume
+from typer.testing import CliRunner
+
+from ssn.cli.train import app
+
+
+def check(path, *options):
+    return CliRunner().invoke(app, ["check-data", str(path), *options])
+
+
+def fit(path, tmp_path):
+    return CliRunner().invoke(app, ["fit", str(path), "-o", str(tmp_path / "model"), "--encoder-weights", "none"])
+
+
+@pytest.mark.parametrize("make", [ixi, brats, br35h, plain])
+def test_a_sound_data_set_is_described_and_passes(tmp_path, make):
+    result = check(make(tmp_path / "data"), "--json")
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["problems"] == []
+    assert report["summary"]["volumes"] == len(report["cases"]) > 0
+
+
+def test_shapes_voxel_sizes_contrasts_and_lesions_are_listed(tmp_path):
+    report = json.loads(check(brats(tmp_path), "--json").stdout)
+    summary = report["summary"]
+    assert summary["subjects"] == 4
+    assert summary["contrasts"] == {"t1": 4, "flair": 4}
+    assert summary["voxel_sizes_mm"] == {"6 x 6 x 6": 8}
+    assert summary["with_lesion"] == 8
+    assert report["cases"][0]["lesion_ml"] == pytest.approx(4 / 3 * np.pi * 1.6**3, rel=0.2)
+
+
+def rename(path, name):
+    path.rename(path.with_name(name))
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-2000])
+
+
+def other_shape(path):
+    brain_file(path, (5.0, 6.0, 6.0))
+
+
+def lost_affine(path):
+    image = nib.load(path)
+    save(path, np.asanyarray(image.dataobj), np.eye(4), dtype=np.uint8)
+
+
+def seg(folder, number):
+    return folder / f"BraTS2021_{number:05d}" / f"BraTS2021_{number:05d}_seg.nii.gz"
+
+
+def mix_modalities(folder):
+    rename(folder / "h0.nii.gz", "h0_T1.nii.gz")
+    rename(folder / "h1.nii.gz", "h1_T2.nii.gz")
+
+
+def with_skull(path):
+    data, affine = brain_array((6.0, 6.0, 6.0))
+    save(path, data + np.random.default_rng(0).uniform(1, 50, data.shape), affine)
+
+
+BROKEN = {
+    # what is done to a sound tree: (layout, change, what the message names)
+    "a truncated volume": (plain, lambda d: truncate(d / "h2.nii.gz"), "h2.nii.gz"),
+    "a head that was not skull-stripped": (plain, lambda d: with_skull(d / "h1.nii.gz"), "h1.nii.gz"),
+    "mixed modalities": (plain, mix_modalities, "h1_T2.nii.gz"),
+    "a mask among the images": (plain, lambda d: mask(d / "h1_mask.nii.gz"), "h1_mask.nii.gz"),
+    "a mask of no image": (plain, lambda d: mask(d / "masks" / "h9.nii.gz"), "h9.nii.gz"),
+    "two volumes of one name": (plain, lambda d: volume(d / "h3.nii", 8), "h3.nii.gz"),
+    "a missing segmentation": (brats, lambda d: seg(d, 1).unlink(), "00001_seg"),
+    "a missing contrast": (brats, lambda d: seg(d, 1).with_name("BraTS2021_00001_t1.nii.gz").unlink(), "00001_t1"),
+    "a mask of another shape": (brats, lambda d: other_shape(seg(d, 2)), "00002_seg"),
+    "a mask that lost its affine": (brats, lambda d: lost_affine(seg(d, 2)), "00002_seg"),
+    "a mask without lesion": (brats, lambda d: mask(seg(d, 3), 0.0), "00003_seg"),
+    "no image at all": (br35h, lambda d: (d / "no/no1.jpg").write_text("hello"), "no1.jpg"),
+    "an image in two splits": (br35h, lambda d: shutil.copy(d / "no/no1.jpg", d / "yes/y9.jpg"), "y9.jpg"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_what_is_broken_is_named_with_its_file_and_exit_code_1(tmp_path, what):
+    make, change, name = BROKEN[what]
+    data = make(tmp_path / "data")
+    change(data)
+    result = check(data)
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit)
+    lines = result.stderr.strip().splitlines()
+    assert all(line.startswith("Error: ") for line in lines)
+    assert any(name in line for line in lines), result.stderr
+
+
+def test_the_same_voxels_in_two_splits_are_found_whatever_their_compression(tmp_path):
+    volume(tmp_path / "a.nii.gz", 1), volume(tmp_path / "b.nii", 1)
+    result = check(table(tmp_path, "a.nii.gz,,train", "b.nii,,test"))
+    assert "a.nii.gz and b.nii: same contents, in splits train and test" in result.stderr
+
+
+def test_a_subject_in_two_splits_is_refused_by_its_id(tmp_path):
+    volume(tmp_path / "a.nii.gz", 1), volume(tmp_path / "b.nii.gz", 2)
+    path = table(tmp_path, "a.nii.gz,,train,x", "b.nii.gz,,test,x", columns="image,mask,split,subject")
+    for result in (check(path), fit(path, tmp_path)):
+        assert result.exit_code == 1
+        assert "a.nii.gz and b.nii.gz: subject x is in splits train and test" in result.stderr
+
+
+def test_training_on_a_volume_with_a_lesion_is_refused_before_it_starts(tmp_path):
+    volume(tmp_path / "a.nii.gz", 1), mask(tmp_path / "m.nii.gz")
+    path = table(tmp_path, "a.nii.gz,m.nii.gz,train")
+    for result in (check(path), fit(path, tmp_path)):
+        assert result.exit_code == 1
+        assert "m.nii.gz: marks a lesion, but a.nii.gz is in split 'train'" in result.stderr
+    assert not (tmp_path / "model").exists()
+    mask(tmp_path / "m.nii.gz", radius=0.0)
+    assert check(path).exit_code == 0, "an empty mask says that the volume is healthy"
+
+
+def test_fit_refuses_from_headers_what_check_data_finds(tmp_path):
+    volume(tmp_path / "a.nii.gz", 1)
+    brain_file(tmp_path / "m.nii.gz", (5.0, 6.0, 6.0))
+    for row, message in (
+        ("a.nii.gz,m.nii.gz,train", "m.nii.gz: the mask has shape"),
+        ("nowhere.nii.gz,,train", "nowhere.nii.gz: does not exist"),
+    ):
+        result = fit(table(tmp_path, row), tmp_path)
+        assert result.exit_code == 1
+        assert message in result.stderr
+        assert len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "model").exists()
+
+
+def test_how_many_more_problems_there_are_is_said(tmp_path):
+    result = fit(table(tmp_path, "a.nii.gz,,train", "b.nii.gz,,train"), tmp_path)
+    assert "(and 1 more; ssn-train check-data lists them all)" in result.stderr
+
+
+def test_the_grid_is_read_from_the_header_of_an_oriented_volume(tmp_path):
+    from ssn.train.check import read_grid
+
+    plain_volume = brain_file(tmp_path / "a.nii.gz", (5.0, 6.0, 7.0))
+    image = nib.load(plain_volume)
+    flipped = nib.as_closest_canonical(image).as_reoriented(np.array([[1, -1], [2, 1], [0, -1]]))
+    nib.save(flipped, tmp_path / "b.nii.gz")
+    one, other = read_grid(plain_volume), read_grid(tmp_path / "b.nii.gz")
+    assert one.shape == other.shape
+    assert one.zooms == other.zooms == (5.0, 6.0, 7.0)
+    np.testing.assert_allclose(one.corners, other.corners, atol=1e-4)

@@ -1,0 +1,129 @@
+import pytest
+from trees import br35h, brats, ixi, plain, table, volume
+
+from ssn.core.errors import DataError
+from ssn.train.cases import split_subjects
+from ssn.train.datasets import of_contrast, open_split, read_dataset, recognise, select
+from ssn.train.layouts import contrast_of
+
+
+def splits(dataset):
+    return {case.name: case.split for case in dataset.cases}
+
+
+@pytest.mark.parametrize(("layout", "make"), [("ixi", ixi), ("brats", brats), ("br35h", br35h), ("folder", plain)])
+def test_a_layout_is_recognised_from_its_path(tmp_path, layout, make):
+    assert recognise(make(tmp_path / "data")) == layout
+    assert read_dataset(tmp_path / "data").layout == layout
+
+
+def test_ixi_is_healthy_and_split_by_subject_so_that_contrasts_agree(tmp_path):
+    dataset = read_dataset(ixi(tmp_path, subjects=10, contrasts=("T1", "T2")))
+    assert dataset.contrasts == ["t1", "t2"]
+    assert not any(case.mask or case.lesion for case in dataset.cases)
+    by_contrast = [{c.subject: c.split for c in dataset.cases if c.contrast == wanted} for wanted in ("t1", "t2")]
+    assert by_contrast[0] == by_contrast[1]
+    assert sorted(by_contrast[0].values()) == ["calibration"] * 2 + ["train"] * 8
+
+
+def test_ixi_may_lie_in_a_folder_a_contrast(tmp_path):
+    ixi(tmp_path / "T1"), ixi(tmp_path / "T2", contrasts=("T2",))
+    assert len(of_contrast(read_dataset(tmp_path), "t2").cases) == 5
+
+
+def test_brats_is_halved_and_its_mask_is_the_segmentation(tmp_path):
+    cases = of_contrast(read_dataset(brats(tmp_path)), "flair").cases
+    assert sorted(case.split for case in cases) == ["test", "test", "validation", "validation"]
+    assert all(case.mask.name == f"{case.subject}_seg.nii.gz" for case in cases)
+    assert all(case.image.name == f"{case.subject}_flair.nii.gz" for case in cases)
+
+
+def test_br35h_trains_on_two_thirds_of_the_normals_and_on_no_tumour(tmp_path):
+    dataset = read_dataset(br35h(tmp_path, variant=True))
+    assert dataset.flat
+    assert sorted(case.split for case in dataset.cases if not case.lesion) == ["train"] * 4 + ["validation"] * 2
+    assert {case.split for case in dataset.cases if case.lesion} == {"test"}
+    assert sum("Mask-RCNN" in case.name for case in dataset.cases) == 2
+    assert "pred: 2 unlabelled" in dataset.notes[0]
+    assert recognise(tmp_path / "Br35H-Mask-RCNN") == "br35h"
+
+
+def test_a_folder_without_masks_is_healthy_and_with_masks_is_for_measuring(tmp_path):
+    healthy = read_dataset(plain(tmp_path / "healthy"))
+    assert sorted(case.split for case in healthy.cases) == ["calibration", "train", "train", "train"]
+    mixed = read_dataset(plain(tmp_path / "mixed", healthy=2, lesioned=2))
+    assert {case.split for case in mixed.cases} == {"validation", "test"}
+    assert {case.name for case in mixed.cases if case.lesion} == {"p0.nii.gz", "p1.nii.gz"}
+
+
+def test_a_table_says_everything_itself(tmp_path):
+    path = table(tmp_path, "a.nii.gz,,train,", "b.nii.gz,m.nii.gz,test,stroke", columns="image,mask,split,lesion")
+    first, second = read_dataset(path).cases
+    assert (first.split, first.mask, first.lesion) == ("train", None, "")
+    assert (second.mask, second.lesion, second.subject) == (tmp_path / "m.nii.gz", "stroke", "b")
+
+
+def test_splits_hardly_change_when_a_subject_is_added():
+    names = [f"s{i}" for i in range(40)]
+    before = split_subjects(names, "calibration", "train", 0.2)
+    after = split_subjects([*reversed(names), "new"], "calibration", "train", 0.2)
+    assert sum(before[name] != after[name] for name in names) <= 1
+    assert set(split_subjects(["a", "b"], "calibration", "train", 0.01).values()) == {"calibration", "train"}
+
+
+@pytest.mark.parametrize(
+    ("name", "contrast"),
+    [("sub-01_T2w", "t2"), ("x-t1ce", "t1ce"), ("t1_FLAIR", "flair"), ("patient1", None), ("at10", None)],
+)
+def test_a_name_states_its_contrast_between_separators(name, contrast):
+    assert contrast_of(name) == contrast
+
+
+@pytest.mark.parametrize("layout", ["csv", "ixi", "brats", "br35h", "folder"])
+def test_a_wrong_layout_is_told_the_expected_tree_in_one_line(tmp_path, layout):
+    (tmp_path / "readme.txt").write_text("nothing here")
+    with pytest.raises(DataError, match=rf"layout {layout} expects PATH") as caught:
+        read_dataset(tmp_path, layout)
+    assert "\n" not in str(caught.value)
+
+
+def test_paths_without_a_data_set_are_told_what_was_expected(tmp_path):
+    (tmp_path / "empty").mkdir()
+    scan = volume(tmp_path / "deeper" / "still" / "scan.nii.gz")
+    for path, what in (
+        (tmp_path / "nowhere", "no folder"), (tmp_path / "empty", "empty folder"),
+        (tmp_path / "deeper", "none of the known layouts"), (scan, "one volume"),
+    ):  # fmt: skip
+        with pytest.raises(DataError, match=f"{what}.*image,mask,split.*BraTS2021_00000"):
+            read_dataset(path)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [("a.nii,,traning", "line 2: split is 'traning'"), (",,train", "line 2: has no image")],
+)
+def test_a_bad_row_is_named_by_its_line(tmp_path, row, message):
+    with pytest.raises(DataError, match=message):
+        read_dataset(table(tmp_path, row))
+
+
+def test_a_contrast_must_be_chosen_where_there_are_several(tmp_path):
+    brats(tmp_path)
+    with pytest.raises(DataError, match=r"mixed modalities: flair .*_flair.nii.gz.*--contrast"):
+        open_split(tmp_path, "test")
+    assert len(open_split(tmp_path, "test", contrast="T1")) == 2
+    with pytest.raises(DataError, match="has no pd volume, only flair, t1"):
+        open_split(tmp_path, "test", contrast="pd")
+
+
+def test_a_split_that_is_not_there_and_2d_images_are_refused(tmp_path):
+    with pytest.raises(DataError, match="no volume in split 'train', only in test, validation"):
+        open_split(brats(tmp_path / "b"), "train", contrast="t1")
+    with pytest.raises(DataError, match="2D images"):
+        open_split(br35h(tmp_path / "a"), "train")
+
+
+def test_selecting_keeps_the_order_of_names(tmp_path):
+    names = [case.name for case in select(read_dataset(ixi(tmp_path)), "train")]
+    assert names == sorted(names)
+    assert splits(read_dataset(tmp_path)) == splits(read_dataset(tmp_path))
