@@ -9,7 +9,7 @@ import ssn.assets
 from ssn.train.synthetic import make_subject
 from ssn.train.templates import load_template
 
-SEED = 900_000_006  # of no cohort that the model was made or measured with
+SEED = 900_000_007  # of no cohort that the model was made or measured with
 
 
 def main() -> None:
