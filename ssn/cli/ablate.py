@@ -31,7 +31,7 @@ def ablate(
     ] = [QuestionName.LOSS, QuestionName.AGGREGATION, QuestionName.CODE],  # noqa: B006 - typer copies it
     seeds: Annotated[int, typer.Option(help="Runs of each arm: seeds 0 to N - 1.", min=1)] = 3,
     preset: Annotated[
-        Literal["compact", "paper"], typer.Option(help="The base that every arm differs from in one thing.")
+        Literal["compact", "paper", "parity"], typer.Option(help="The base that every arm differs from in one thing.")
     ] = "compact",
     encoder_weights: Annotated[
         str, typer.Option(help="Of the base: imagenet, none, or a safetensors file.")
@@ -58,12 +58,9 @@ def ablate(
         from ssn.train.ablation_report import write_report
         from ssn.train.datasets import open_split
         from ssn.train.distributed import processes
-        from ssn.train.fit import COMPACT_OPTIONS, FitOptions
-        from ssn.train.network import ModelConfig
+        from ssn.train.presets import preset as settings
 
-        config, options = (
-            (ModelConfig.compact(), COMPACT_OPTIONS) if preset == "compact" else (ModelConfig(), FitOptions())
-        )
+        config, options = settings(preset)
         if epochs is not None:
             options = replace(options, epochs=epochs)
         weights = encoder_weights if encoder_weights in ("imagenet", "none") else Path(encoder_weights)

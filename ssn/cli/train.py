@@ -58,8 +58,8 @@ def fit(
     layout: LayoutOption = None,
     contrast: ContrastOption = None,
     preset: Annotated[
-        Literal["compact", "paper"],
-        typer.Option(help="compact: the shipped model's shape. paper: WideResNet-50."),
+        Literal["compact", "paper", "parity"],
+        typer.Option(help="The shipped model's, the published method's, or that with its fixed 96-slice window."),
     ] = "compact",
     encoder_weights: Annotated[str, typer.Option(help="imagenet, none, or a safetensors file.")] = "imagenet",
     loss: Annotated[Literal["spp", "triplet", "hard", "none"], typer.Option(help="Contrastive term.")] = "spp",
@@ -91,16 +91,14 @@ def fit(
         from ssn.train.checkpoint import RECORD_FILE
         from ssn.train.datasets import open_split
         from ssn.train.distributed import processes
-        from ssn.train.fit import COMPACT_OPTIONS, FitOptions, Progress
+        from ssn.train.fit import Progress
         from ssn.train.fit import fit as run
-        from ssn.train.network import ModelConfig
+        from ssn.train.presets import preset as settings
 
         if (output / RECORD_FILE).exists() and not resume:
             raise OutputError(f"{output}: holds a checkpoint; use --resume to go on with it, or another folder")
         cases = open_split(data, "train", layout, contrast)
-        config, options = (
-            (ModelConfig.compact(), COMPACT_OPTIONS) if preset == "compact" else (ModelConfig(), FitOptions())
-        )
+        config, options = settings(preset)
         given = {
             "epochs": epochs, "batch": batch, "learning_rate": learning_rate,
             "noise": noise, "share": share, "mix": mix, "anomalies": anomalies, "precision": precision,

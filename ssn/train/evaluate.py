@@ -208,7 +208,8 @@ def print_table(title: str, summary: dict[str, Any]) -> None:
     from rich.table import Table
 
     names = ("volumes", "auroc", "auprc", "dice", "pro", "slice_auroc", "slice_auprc")
-    table = Table("lesions", *names, title=title)
+    titles = ("volumes", "AUROC", "AUPRC", "Dice", "PRO", "slice\nAUROC", "slice\nAUPRC")
+    table = Table("lesions", *titles, title=title)
     for label, values in summary.items():
         if isinstance(values, dict) and "auroc" in values:
             cells = ["-" if values[name] is None else f"{values[name]:.3f}" for name in names[1:]]

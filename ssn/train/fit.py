@@ -64,10 +64,6 @@ class FitOptions:
     seed: int = 0
 
 
-# For the compact model: enough steps on the cohort in twenty minutes on two cores.
-COMPACT_OPTIONS = FitOptions(
-    epochs=18, share=0.15, mix=30, decay_epochs=1, decay=0.85, anomalies="image", precision="bf16"
-)
 # Of the true locations of a step: how many pseudo-anomalous ones come with them, and healthy ones near those.
 BLOB_SHARE, HALO_SHARE = 0.5, 0.25
 
