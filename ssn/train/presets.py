@@ -7,9 +7,9 @@ from typing import Literal
 from ssn.train.fit import FitOptions
 from ssn.train.network import ModelConfig
 
-# For the compact model: enough steps on the cohort in twenty minutes on two cores.
+# For the compact model: enough steps on the cohort in half an hour on two cores.
 COMPACT_OPTIONS = FitOptions(
-    epochs=18, share=0.15, mix=30, decay_epochs=1, decay=0.85, anomalies="image", precision="bf16"
+    epochs=30, share=0.15, mix=30, decay_epochs=1, decay=0.9, anomalies="image", precision="bf16"
 )
 
 Preset = Literal["compact", "paper", "parity"]
