@@ -38,9 +38,10 @@ from ssn.train.evaluate import (
     validation_threshold,
 )
 from ssn.train.features import FeatureReader
-from ssn.train.fit import FitOptions, fit
+from ssn.train.fit import fit
 from ssn.train.losses import LossKind
 from ssn.train.network import ModelConfig
+from ssn.train.presets import FitOptions
 
 Question = Literal["loss", "encoder", "aggregation", "code", "anomalies"]
 QUESTIONS: tuple[Question, ...] = get_args(Question)

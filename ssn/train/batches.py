@@ -12,7 +12,7 @@ from torch import Tensor
 from ssn.train.features import VolumeFeatures
 
 if TYPE_CHECKING:
-    from ssn.train.fit import FitOptions
+    from ssn.train.presets import FitOptions
 
 
 def epoch_batches(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,46 +23,9 @@ from ssn.train.checkpoint import (
 )
 from ssn.train.distributed import ONE_PROCESS, Ranks
 from ssn.train.features import AlteredFeatures, FeatureReader, VolumeFeatures, measure_whitening
-from ssn.train.losses import PUSHING_LOSSES, Loss, LossKind, total_loss, uses_noised
+from ssn.train.losses import PUSHING_LOSSES, Loss, total_loss, uses_noised
 from ssn.train.network import FeatureNetwork, ModelConfig
-
-
-@dataclass(frozen=True)
-class FitOptions:
-    """How to train. The defaults are the published ones.
-
-    Attributes
-    ----------
-    batch : int
-        Locations a step.
-    anomalies : "noise" or "image"
-        What the contrastive term pushes away: the features with noise on them, as published, or features of
-        pseudo-anomalies in the image (`ssn.train.pseudo`; extension, not with `loss` "triplet").
-    noise : float
-        Standard deviation of the noise that makes a synthetic anomaly of a feature, in features' units
-        (standard deviations, where they are whitened).
-    share : float
-        Share of each volume's locations seen in an epoch, drawn anew each time.
-    mix : int
-        Volumes whose locations are shuffled together; 1 shuffles within a volume.
-    precision : "fp32" or "bf16"
-        Of the flow's matrix products; weights, sums and gradients stay in FP32. On a processor with bfloat16
-        instructions "bf16" takes a third of the time.
-    """
-
-    epochs: int = 30
-    batch: int = 4096
-    learning_rate: float = 1e-3
-    decay_epochs: int = 10
-    decay: float = 0.9
-    loss: LossKind = "spp"
-    anomalies: Literal["noise", "image"] = "noise"
-    noise: float = 0.08
-    share: float = 1.0
-    mix: int = 1
-    precision: Literal["fp32", "bf16"] = "fp32"
-    seed: int = 0
-
+from ssn.train.presets import FitOptions
 
 # Of the true locations of a step: how many pseudo-anomalous ones come with them, and healthy ones near those.
 BLOB_SHARE, HALO_SHARE = 0.5, 0.25

@@ -2,10 +2,49 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
-from ssn.train.fit import FitOptions
+from ssn.train.losses import LossKind
 from ssn.train.network import ModelConfig
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How to train. The defaults are the published ones.
+
+    Attributes
+    ----------
+    batch : int
+        Locations a step.
+    anomalies : "noise" or "image"
+        What the contrastive term pushes away: the features with noise on them, as published, or features of
+        pseudo-anomalies in the image (`ssn.train.pseudo`; extension, not with `loss` "triplet").
+    noise : float
+        Standard deviation of the noise that makes a synthetic anomaly of a feature, in features' units
+        (standard deviations, where they are whitened).
+    share : float
+        Share of each volume's locations seen in an epoch, drawn anew each time.
+    mix : int
+        Volumes whose locations are shuffled together; 1 shuffles within a volume.
+    precision : "fp32" or "bf16"
+        Of the flow's matrix products; weights, sums and gradients stay in FP32. On a processor with bfloat16
+        instructions "bf16" takes a third of the time.
+    """
+
+    epochs: int = 30
+    batch: int = 4096
+    learning_rate: float = 1e-3
+    decay_epochs: int = 10
+    decay: float = 0.9
+    loss: LossKind = "spp"
+    anomalies: Literal["noise", "image"] = "noise"
+    noise: float = 0.08
+    share: float = 1.0
+    mix: int = 1
+    precision: Literal["fp32", "bf16"] = "fp32"
+    seed: int = 0
+
 
 # For the compact model: enough steps on the cohort in half an hour on two cores.
 COMPACT_OPTIONS = FitOptions(

@@ -14,8 +14,8 @@ from ssn.train.ablation_report import COLUMNS, as_markdown, write_report
 from ssn.train.datasets import open_split
 from ssn.train.encoder import EncoderConfig
 from ssn.train.evaluate import ScoredVolume
-from ssn.train.fit import FitOptions
 from ssn.train.network import ModelConfig
+from ssn.train.presets import FitOptions
 
 TINY = ModelConfig(
     encoder=EncoderConfig("tf_efficientnet_lite0", out_indices=(2,)),

@@ -16,8 +16,9 @@ from ssn.core.geometry import GridConfig
 from ssn.train.checkpoint import load_checkpoint
 from ssn.train.distributed import Ranks, choose_device
 from ssn.train.encoder import EncoderConfig
-from ssn.train.fit import FitOptions, fit
+from ssn.train.fit import fit
 from ssn.train.network import ModelConfig
+from ssn.train.presets import FitOptions
 
 TINY = ModelConfig(
     encoder=EncoderConfig("tf_efficientnet_lite0", out_indices=(2,)),

@@ -10,8 +10,9 @@ from ssn.train.batches import epoch_batches
 from ssn.train.checkpoint import RECORD_FILE, load_checkpoint
 from ssn.train.encoder import EncoderConfig
 from ssn.train.features import FeatureReader, VolumeFeatures, measure_whitening
-from ssn.train.fit import FitOptions, fit
+from ssn.train.fit import fit
 from ssn.train.network import FeatureNetwork, ModelConfig
+from ssn.train.presets import FitOptions
 
 TINY = ModelConfig(
     encoder=EncoderConfig("tf_efficientnet_lite0", out_indices=(1, 2)),

@@ -9,8 +9,9 @@ from ssn.core.slices import cut_slices
 from ssn.core.volume import read_volume
 from ssn.train.encoder import EncoderConfig
 from ssn.train.features import FeatureReader
-from ssn.train.fit import FitOptions, fit
+from ssn.train.fit import fit
 from ssn.train.network import FeatureNetwork, ModelConfig
+from ssn.train.presets import FitOptions
 from ssn.train.pseudo import LEAST_CHANGE, insert_blobs
 
 TINY = ModelConfig(
