@@ -11,7 +11,7 @@ from ssn.cli.console import print_version, progress_bar, user_errors
 
 if TYPE_CHECKING:
     from ssn.runtime.cohort import Job, Outcome
-    from ssn.runtime.pipeline import Result
+    from ssn.runtime.result import Result
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

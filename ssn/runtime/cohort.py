@@ -14,7 +14,8 @@ from ssn.core.bundle import Bundle
 from ssn.core.errors import OutputError, SsnError, VolumeError
 from ssn.core.volume import Volume, read_volume
 from ssn.runtime.backend import Backend
-from ssn.runtime.pipeline import Result, infer_volume, output_paths, refuse_existing, write_outputs
+from ssn.runtime.pipeline import infer_volume, output_paths, refuse_existing, write_outputs
+from ssn.runtime.result import Result
 
 TABLE_FILE = "scores.csv"
 _SUFFIXES = (".nii.gz", ".nii")

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ssn.core.atomic import atomic_path
 from ssn.core.bundle import INTENDED_USE, Bundle
-from ssn.runtime.pipeline import Result
+from ssn.runtime.result import Result
 
 _COLUMNS = 7
 _TILE = 216  # pixels, the longest side of the brain's box

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ssn.train.features import VolumeFeatures
-
-if TYPE_CHECKING:
-    from ssn.train.presets import FitOptions
+from ssn.train.presets import FitOptions
 
 
 def epoch_batches(

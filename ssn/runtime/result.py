@@ -1,0 +1,94 @@
+"""What the detector says of one volume, and how it is put on record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssn import __version__
+from ssn.core.bundle import INTENDED_USE, Bundle
+from ssn.core.volume import Volume
+from ssn.runtime.backend import Backend, StageTimes
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the detector says of one volume.
+
+    Attributes
+    ----------
+    volume : the input
+    brain : (X, Y, Z) bool, canonical axis order, as all arrays here
+    score_map : (X, Y, Z) float32, z-scores against healthy volumes, 0 outside the brain
+    mask : (X, Y, Z) uint8, 1 where the map is above `threshold`
+    threshold : float, z
+    score : float
+        Of the volume: mean of the map's highest millilitre.
+    p_value : float
+        Share of healthy volumes that score as high (conformal, the volume itself counted in).
+    abnormal : bool
+        The score is above that of 95 % of the healthy volumes.
+    slice_scores : (Z,) float32, the map's maximum in each axial slice; NaN in a slice without brain
+    times : seconds a stage
+    """
+
+    volume: Volume
+    brain: NDArray[np.bool_]
+    score_map: NDArray[np.float32]
+    mask: NDArray[np.uint8]
+    threshold: float
+    score: float
+    p_value: float
+    abnormal: bool
+    slice_scores: NDArray[np.float32]
+    times: StageTimes
+
+    @property
+    def above_ml(self) -> float:
+        """Volume of the mask in ml."""
+        return float(self.mask.sum() * np.prod(self.volume.zooms) / 1000)
+
+
+def as_record(result: Result, bundle: Bundle, backend: Backend) -> dict[str, Any]:
+    """Everything but the arrays, for JSON. The input's folder is left out: folders can name patients."""
+    volume = result.volume
+    peak = np.unravel_index(int(result.score_map.argmax()), result.score_map.shape)
+    return {
+        "input": {
+            "name": volume.path.name,
+            "sha256": volume.sha256,
+            "nonfinite_voxels_set_to_background": volume.nonfinite_voxels,
+        },
+        "volume": {
+            "score": round(result.score, 4),
+            "p_value": round(result.p_value, 4),
+            "abnormal": bool(result.abnormal),
+            "threshold": round(bundle.calibration.volume_threshold, 4),
+            "healthy_volumes": int(bundle.calibration.healthy_scores.size),
+        },
+        "map": {
+            "threshold_z": round(result.threshold, 4),
+            "above_threshold_ml": round(result.above_ml, 3),
+            "highest_z": round(float(result.score_map.max()), 4),
+            "highest_at_mm": [round(v, 1) for v in world_position(volume, peak)],
+        },
+        "slices": [None if np.isnan(z) else round(float(z), 4) for z in result.slice_scores],
+        "times_ms": {stage: round(seconds * 1000, 1) for stage, seconds in result.times.seconds.items()},
+        "backend": backend.describe(),
+        "bundle": {"name": bundle.spec.name, "sha256": bundle.digest},
+        "version": __version__,
+        "intended_use": INTENDED_USE,
+    }
+
+
+def world_position(volume: Volume, index: tuple[np.intp, ...] | tuple[int, ...]) -> list[float]:
+    """World coordinates (x, y, z), in the affine's unit, of a voxel in canonical axis order."""
+    own = np.zeros(3)
+    for axis in range(3):
+        canonical, direction = (int(v) for v in volume.orientation[axis])
+        size = volume.data.shape[canonical]
+        own[axis] = index[canonical] if direction > 0 else size - 1 - index[canonical]
+    return [float(v) for v in (volume.affine @ [*own, 1])[:3]]
