@@ -13,7 +13,7 @@ from ssn.cli.export import app
 from ssn.core.bundle import load_bundle
 from ssn.core.errors import DataError
 from ssn.export.check import check_bundle, ways
-from ssn.export.parity import TOLERANCES, Drift, answers, excerpt, excesses, measure, method_of, prepare
+from ssn.export.parity import DECIDED_Z, TOLERANCES, Drift, answers, excerpt, excesses, measure, method_of, prepare
 from ssn.export.torch_reference import torch_method
 from ssn.runtime.onnxruntime import OnnxRuntimeBackend
 
@@ -60,15 +60,28 @@ def test_torch_agrees_with_onnx_runtime_in_single_precision(bundle, tiny_detecto
     assert excesses(drift, TOLERANCES["fp32"]) == []
 
 
+def voxel_where(condition):
+    return tuple(np.argwhere(condition)[0])
+
+
 def test_an_error_is_measured_where_it_is(bundle, sample, reference):
     (answer,) = reference
     values, score_map = answer.log_likelihood.copy(), answer.score_map.copy()
     values[7] += 0.25
-    score_map[tuple(np.argwhere(sample.stack.brain)[99])] += 0.75
+    score_map[voxel_where(sample.stack.brain & (np.abs(score_map) < DECIDED_Z))] += 0.75
     drift = measure(bundle, [sample], reference, [replace(answer, log_likelihood=values, score_map=score_map)])
     assert drift.log_likelihood == pytest.approx(0.25, abs=1e-6)
     assert drift.log_likelihood_mean == pytest.approx(0.25 / values.size, rel=1e-3)
     assert drift.map_z == pytest.approx(0.75, abs=1e-5)
+
+
+def test_far_above_any_threshold_a_map_error_counts_relative_to_the_map(bundle, sample, reference):
+    (answer,) = reference
+    far = answer.score_map + 4 * DECIDED_Z * sample.stack.brain
+    moved = far.copy()
+    moved[voxel_where(far > 3 * DECIDED_Z)] *= 1.02
+    drift = measure(bundle, [sample], [replace(answer, score_map=far)], [replace(answer, score_map=moved)])
+    assert drift.map_z == pytest.approx(0.02 * DECIDED_Z, rel=1e-3)
 
 
 def test_a_shifted_map_keeps_its_auroc_and_loses_its_dice(bundle, sample, reference):
@@ -135,7 +148,7 @@ def test_check_prints_a_table_and_json(tiny_bundle, files):
     result = check(tiny_bundle, "--volume", scan, "--mask", mask)
     assert result.exit_code == 0, result.output
     assert "fp16 graph" in result.stdout
-    assert "allowed in fp16: log p 0.1, map 0.1 z" in result.stdout
+    assert "allowed in fp16: log p 0.2, map 0.2 z" in result.stdout
     found = json.loads(check(tiny_bundle, "--volume", scan, "--mask", mask, "--json").stdout)
     rows = {row["name"]: row for row in found["backends"]}
     assert rows["fp16 graph, rounded on cpu"]["drift"]["auroc"] is not None
