@@ -10,14 +10,17 @@ import numpy as np
 _SEMI_AXES = (73.0, 91.0, 75.0)  # mm
 
 
-def write_phantom(path: Path, zoom: float = 1.0, seed: int = 0) -> Path:
+def write_phantom(
+    path: Path, zoom: float = 1.0, seed: int = 0, shape: tuple[int, int, int] | None = None
+) -> Path:
     """Write an ellipsoid with structure and noise as NIfTI.
 
     Parameters
     ----------
     zoom : voxel size, mm
+    shape : voxels; the ellipsoid lies in the middle and may be cut off. As large as it needs if not given.
     """
-    shape = [int(np.ceil((2 * axis + 20) / zoom)) for axis in _SEMI_AXES]
+    shape = shape or tuple(int(np.ceil((2 * axis + 20) / zoom)) for axis in _SEMI_AXES)  # type: ignore[assignment]
     affine = np.diag([zoom, zoom, zoom, 1.0])
     affine[:3, 3] = [-(n - 1) / 2 * zoom for n in shape]
     x, y, z = np.meshgrid(*[(np.arange(n) - (n - 1) / 2) * zoom for n in shape], indexing="ij", sparse=True)
