@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ssn.benchmarks.slice_models import ModelName, make_bundle
+from ssn.benchmarks.slice_models import ModelName, make_bundle, make_detector, model_config
 from ssn.benchmarks.volumes import Shape
 from ssn.core.atomic import atomic_path
 from ssn.core.bundle import MANIFEST_FILE, Bundle, load_bundle
@@ -32,7 +32,7 @@ NOT_NETWORK = ("read", "prepare", "map", "write", "picture")
 class SliceModel:
     """A slice pipeline: its bundle, and for torch the detector; their weights need not be the same."""
 
-    name: str
+    name: ModelName
     bundle: Bundle
     detector: Detector | None
 
@@ -50,7 +50,7 @@ def slice_models(names: Sequence[ModelName], folder: Path, scan: Path, *, torch:
     """Every slice pipeline asked for, with detectors if `torch`."""
     models = []
     for name in names:
-        detector = make_bundle(name, folder / f"{name}-torch", scan)[0] if torch else None
+        detector = make_detector(name, scan) if torch else None
         models.append(SliceModel(name, slice_bundle(name, folder, scan), detector))
     return models
 
@@ -70,24 +70,26 @@ def slice_work(scan: Path, bundle: Bundle) -> dict[str, int]:
     return {"slices": len(stack.slices), "places": len(stack.occupied_places(spec.occupancy))}
 
 
-def slice_costs(detector: Detector, work: dict[str, int]) -> Costs:
+def slice_costs(name: ModelName, work: dict[str, int]) -> Costs:
     """Count encoder and flow over `work`."""
     import torch
 
     from ssn.benchmarks.costs import Costs, count_costs
     from ssn.export.graphs import FlowGraph
+    from ssn.train.checkpoint import build_detector
+    from ssn.train.network import FeatureNetwork
 
-    grid, network = detector.config.grid, detector.network
-    windows = work["slices"] // grid.window
-    encoder = count_costs(copy.deepcopy(network), torch.zeros(work["slices"], 1, grid.plane, grid.plane))
-    flow = count_costs(
-        copy.deepcopy(FlowGraph(detector)),
-        torch.zeros(windows, network.channels, network.cells, network.cells),
-        torch.zeros(work["places"], dtype=torch.int64),
-        torch.zeros(1, dtype=torch.int64),
-    )
+    config = model_config(name)
+    network = FeatureNetwork(config, weights="none").eval()
+    flow = FlowGraph(build_detector(config, network, seed=0)).eval()
+    features = torch.zeros(work["slices"] // config.grid.window, network.channels, network.cells, network.cells)
+    places = torch.zeros(work["places"], dtype=torch.int64)
+    slices = torch.zeros(work["slices"], 1, config.grid.plane, config.grid.plane)
+    parts = (count_costs(network, slices), count_costs(flow, features, places, torch.zeros(1, dtype=torch.int64)))
     return Costs(
-        encoder.parameters + flow.parameters, encoder.flops + flow.flops, encoder.bytes_moved + flow.bytes_moved
+        sum(part.parameters for part in parts),
+        sum(part.flops for part in parts),
+        sum(part.bytes_moved for part in parts),
     )
 
 
@@ -108,6 +110,7 @@ def export_baseline(baseline: Baseline, shape: Shape, folder: Path) -> Path:
     return path
 
 
+@cache
 def baseline_costs(baseline: Baseline, volume: Shape) -> Costs:
     """Count a baseline on a whole volume, all its runs."""
     import torch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import subprocess
@@ -142,27 +143,25 @@ def interleaved(runs: Mapping[str, Callable[[], object]], *, rounds: int, warm_u
 
 @dataclass
 class Clock:
-    """Shares an amount of time among comparisons whose cost is not known before.
+    """Shares an amount of time equally among comparisons whose cost is not known before.
 
     Attributes
     ----------
-    minutes : for all of them
+    minutes : for all of them; None: as long as it takes
     left : comparisons that are still to come
-    most : rounds that are enough
     """
 
-    minutes: float
+    minutes: float | None
     left: int
-    most: int
 
     def __post_init__(self) -> None:
-        self._end = time.perf_counter() + 60 * self.minutes
+        self._end = math.inf if self.minutes is None else time.perf_counter() + 60 * self.minutes
 
-    def rounds(self, seconds_a_round: float) -> int:
-        """Rounds of the next comparison that its share allows; `FEWEST_ROUNDS` whatever it takes."""
-        share = max(self._end - time.perf_counter(), 0.0) / max(self.left, 1)
+    def share(self) -> float:
+        """Seconds that the next comparison may take."""
+        seconds = max(self._end - time.perf_counter(), 0.0) / max(self.left, 1)
         self.left -= 1
-        return min(max(int(share / max(seconds_a_round, 1e-6)), FEWEST_ROUNDS), self.most)
+        return seconds
 
 
 def matmul_rate_cpu(size: int = 2048, rounds: int = 5) -> float:

@@ -16,27 +16,43 @@ from ssn.runtime.onnxruntime import OnnxRuntimeBackend
 
 if TYPE_CHECKING:
     from ssn.train.checkpoint import Detector
+    from ssn.train.network import ModelConfig
 
 ModelName = Literal["wide_resnet50_2", "compact"]
 MODELS: tuple[ModelName, ...] = ("wide_resnet50_2", "compact")
 
 
-def make_bundle(model: ModelName, folder: Path, scan: Path) -> tuple[Detector, Bundle]:
-    """Export an untrained detector; its calibration is that of its own answers, so that z-scores have their scale."""
+def model_config(model: ModelName) -> ModelConfig:
+    """Configuration of a model."""
+    from ssn.train.network import ModelConfig
+
+    return ModelConfig() if model == "wide_resnet50_2" else ModelConfig.compact()
+
+
+def make_detector(model: ModelName, scan: Path) -> Detector:
+    """Build an untrained detector whose activations have a trained one's size on this scan."""
     import torch
 
-    from ssn.export.onnx import export_bundle
     from ssn.train.checkpoint import build_detector
-    from ssn.train.network import FeatureNetwork, ModelConfig
+    from ssn.train.network import FeatureNetwork
 
     torch.manual_seed(0)
-    config = ModelConfig() if model == "wide_resnet50_2" else ModelConfig.compact()
+    config = model_config(model)
     network = FeatureNetwork(config, weights="none").eval()
     stack = cut_slices(read_volume(scan), config.grid, network.cells, config.normalisation)
     middle = len(stack.slices) // 2 // config.grid.window * config.grid.window
     _settle(network, torch.from_numpy(stack.slices[middle : middle + 4 * config.grid.window, None]))
     detector = build_detector(config, network, seed=0)
     detector.flow.eval()
+    return detector
+
+
+def make_bundle(model: ModelName, folder: Path, scan: Path) -> tuple[Detector, Bundle]:
+    """Export an untrained detector; its calibration is that of its own answers, so that z-scores have their scale."""
+    from ssn.export.onnx import export_bundle
+
+    detector = make_detector(model, scan)
+    config = detector.config
     shape = (config.grid.windows, detector.network.cells, detector.network.cells)
 
     def export(mean: float, deviation: float) -> Bundle:
@@ -52,6 +68,7 @@ def make_bundle(model: ModelName, folder: Path, scan: Path) -> tuple[Detector, B
         return export_bundle(detector, calibration, folder, name=model, modality="none", overwrite=True)
 
     bundle = export(0.0, 1.0)
+    stack = cut_slices(read_volume(scan), config.grid, detector.network.cells, config.normalisation)
     with OnnxRuntimeBackend(bundle) as backend:
         _, values = run_batches(backend, stack, bundle.spec.occupancy, 24, StageTimes())
     return detector, export(float(values.mean()), float(max(values.std(), 1e-3)))
