@@ -56,7 +56,7 @@ class Baseline:
         return x, y, z
 
     def runs(self, volume: Shape) -> int:
-        """Times that the network runs for one volume."""
+        """Count how often the network runs for one volume."""
         if self.patch is None:
             return self.passes
         count = self.passes
@@ -106,7 +106,7 @@ class FullResolutionAutoencoder(nn.Module):
 
 
 class _AtInference(nn.Module):
-    """What of a network maps a volume to its answer, without what only training needs; its input is named for export."""
+    """What of a network maps a volume to its answer; without what only training needs, its input named for export."""
 
     def __init__(self, network: nn.Module, run: Callable[[nn.Module, Tensor], Tensor] | None = None) -> None:
         super().__init__()
@@ -230,9 +230,7 @@ BASELINES: tuple[Baseline, ...] = (
 )
 
 
-def choose_baselines(
-    names: list[str] | None, known: tuple[Baseline, ...] = BASELINES
-) -> tuple[Baseline, ...]:
+def choose_baselines(names: list[str] | None, known: tuple[Baseline, ...] = BASELINES) -> tuple[Baseline, ...]:
     """Baselines by name, all if none is named.
 
     Raises

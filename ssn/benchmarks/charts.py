@@ -11,12 +11,13 @@ import matplotlib as mpl
 
 mpl.use("svg")
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 OURS, PEER, CEILING = "#0b7285", "#e8590c", "#868e96"
 COLOURS = {"slice pipeline": OURS, "task peer": PEER, "ceiling": CEILING}
 _STAGES = ("read", "prepare", "encoder", "flow", "network", "map", "write")
 _STAGE_COLOURS = ("#adb5bd", "#74c0fc", "#0b7285", "#15aabf", "#1098ad", "#fab005", "#f76707")
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "ssn",  # the same data give the same file
     "font.family": "sans-serif",
@@ -26,7 +27,7 @@ _STYLE = {
 }
 
 
-def _svg(figure: Any) -> str:
+def _svg(figure: Figure) -> str:
     stream = io.StringIO()
     figure.savefig(stream, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
     plt.close(figure)
@@ -58,7 +59,7 @@ def bars(rows: Sequence[Mapping[str, Any]], value: str, unit: str) -> str:
         largest = max(row[value] for row in shown)
         axis.set_xlim(min(row[value] for row in shown) / 3, largest * 3)
         axis.set_xlabel(unit)
-        handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in COLOURS.values()]
+        handles = [Patch(color=colour) for colour in COLOURS.values()]
         axis.legend(handles, COLOURS, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
         return _svg(figure)
 

@@ -83,7 +83,9 @@ def check_claim(
     ):
         missing = [name for name in named if name not in found]
         if missing:
-            raise ResultsError(f"{', '.join(missing)}: no such {what} in the results; there are: {_names(results, what)}")
+            raise ResultsError(
+                f"{', '.join(missing)}: no such {what} in the results; there are: {_names(results, what)}"
+            )
     if not findings:
         raise ResultsError("the results hold no comparison; make one with ssn-bench latency or memory")
     return findings

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ssn.benchmarks.slice_models import ModelName, make_bundle, make_detector, model_config
 from ssn.benchmarks.volumes import Shape
@@ -122,8 +123,6 @@ def baseline_costs(baseline: Baseline, volume: Shape) -> Costs:
     return count_costs(build_baseline(baseline, shape), torch.zeros(1, 1, *shape)).times(baseline.runs(volume))
 
 
-def random_volume(shape: Shape) -> Any:
+def random_volume(shape: Shape) -> NDArray[np.float32]:
     """Input for a network whose time is all that counts, (1, 1, X, Y, Z) float32."""
     return np.random.default_rng(0).random((1, 1, *shape), np.float32)
-
-

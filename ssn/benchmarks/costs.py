@@ -40,7 +40,7 @@ class _Traffic(TorchDispatchMode):
     """Adds up the bytes of every operator's tensors; views move none."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

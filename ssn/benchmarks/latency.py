@@ -173,15 +173,15 @@ def _measure_block(
     samples = timed_rounds(runs, rounds=rounds)
     around = np.array(samples[_AROUND]["total"])
     for name, parts in pooled.items():
-        for part, seconds in samples[name].items():
-            parts.setdefault(part, []).extend(seconds)
+        for part, values in samples[name].items():
+            parts.setdefault(part, []).extend(values)
     for name, one in opened.items():
         net = np.array(samples[name]["total"]) * one.factor
         own = {"net": net, "file": net + around}
         row = one.row(engine)
-        for part, seconds in own.items():
-            row[part] = Spread.of(list(seconds)).as_json()
-            row[f"{part}_samples_ms"] = _milliseconds(seconds)
+        for part, times in own.items():
+            row[part] = Spread.of(list(times)).as_json()
+            row[f"{part}_samples_ms"] = _milliseconds(times)
         row["against"] = {
             model: {
                 part: Ratio.bootstrap(list(own[part]), samples[model]["net" if part == "net" else "total"]).as_json()
@@ -192,11 +192,18 @@ def _measure_block(
         yield row
 
 
+def timed_shape(plan: LatencyPlan, baseline: Baseline) -> Shape:
+    """Shape on which a baseline is timed: heavy ones see a part of the volume, unless the plan is full."""
+    # A diffusion's steps are counted one by one: what is too heavy is one run.
+    flops = baseline_costs(baseline, plan.scan.shape).flops / baseline.runs(plan.scan.shape)
+    return baseline.timed_shape(plan.scan.shape, flops, full=plan.full)
+
+
 def _open(plan: LatencyPlan, engine: Engine, baseline: Baseline) -> _Contender:
     from ssn.benchmarks.baselines import build_baseline
 
     costs = baseline_costs(baseline, plan.scan.shape)
-    shape = baseline.timed_shape(plan.scan.shape, costs.flops, full=plan.full)
+    shape = timed_shape(plan, baseline)
     whole = baseline.input_shape(plan.scan.shape)
     factor = baseline.runs(plan.scan.shape) * whole[2] / shape[2]
     if engine.kind == "torch":

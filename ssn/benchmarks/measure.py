@@ -81,8 +81,8 @@ class Ratio:
     def bootstrap(cls, larger: Sequence[float], smaller: Sequence[float], seed: int = 0) -> Ratio:
         """95 % percentile bootstrap (Efron and Tibshirani, 1993) of paired rounds.
 
-        Rounds are drawn and not runs, because what disturbs a round disturbs both. With three rounds the interval is from
-        the smallest to the largest ratio of any two of their runs.
+        Rounds are drawn and not runs, because what disturbs a round disturbs both. With three rounds it is about the
+        range of their ratios.
         """
         a, b = np.asarray(larger, float), np.asarray(smaller, float)
         if a.shape != b.shape or len(a) < FEWEST_ROUNDS:
@@ -185,7 +185,7 @@ def environment(*, threads: int | None = None, scan: Path | None = None) -> dict
         "gpu": asdict(machine.device) if machine.device else None,
         "tensorrt_modules": {name: machine.modules[name] for name in ("tensorrt", "tensorrt_rtx")},
         "onnxruntime_providers": list(machine.providers),
-        "packages": {name: found for name in _PACKAGES if (found := _version(name))},
+        "packages": {name: known for name in _PACKAGES if (known := _version(name))},
     }
     if threads is not None:
         found["threads"] = threads

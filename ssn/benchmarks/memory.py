@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,14 +58,13 @@ def measure_memory(plan: MemoryPlan, say: Callable[[str], None] = lambda line: N
         peaks: dict[str, list[float]] = {}
         for model in plan.models:
             say(f"{engine.name}: {model.name}")
-            row, found = _row(plan, engine, model.name, "slice pipeline", lambda m=model: _slice_job(plan, engine, m))
+            row, found = _row(plan, engine, model.name, "slice pipeline", partial(_slice_job, plan, engine, model))
             peaks[model.name] = [run["peak_mb"] for run in found]
             yield row
         for baseline in plan.baselines:
             say(f"{engine.name}: {baseline.name}")
-            row, found = _row(
-                plan, engine, baseline.name, baseline.group, lambda b=baseline: _baseline_job(plan, engine, b)
-            )
+            make = partial(_baseline_job, plan, engine, baseline)
+            row, found = _row(plan, engine, baseline.name, baseline.group, make)
             if found:
                 own = [run["peak_mb"] for run in found]
                 row["against"] = {

@@ -28,8 +28,8 @@ def _parts(results: Results, ratio: float, memory_ratio: float) -> Iterator[str]
     for model in dict.fromkeys(models):
         yield f"## {model} against 3D networks"
         yield (
-            f"How many times longer, and larger, the 3D network is, with a 95 % interval; whether {ratio:g} times in time "
-            f"and {memory_ratio:g} times in memory hold."
+            "How many times longer, and larger, the 3D network is, with a 95 % interval; whether "
+            f"{ratio:g} times in time and {memory_ratio:g} times in memory hold."
         )
         lines: dict[tuple[str, str, str], dict[str, str]] = {}
         for finding in check_claim(results, model, ratio=ratio, memory_ratio=memory_ratio):
@@ -49,12 +49,13 @@ def _parts(results: Results, ratio: float, memory_ratio: float) -> Iterator[str]
             "Time from the file to the map, before and after each step, and how well both maps agree. A step is in the "
             "product if it is faster and the maps agree."
         )
-        yield _table(("step", "before, s", "after, s", "faster", "map correlation", "largest difference, z"), [_step(row) for row in steps])
+        header = ("step", "before, s", "after, s", "faster", "map correlation", "largest difference, z")
+        yield _table(header, [_step(row) for row in steps])
     cohorts = list(rows_of(results, "throughput"))
     if cohorts:
         yield "## Cohorts"
-        header = ("model", "volumes a minute", "slowest part alone", "its share of the time of all", "peak MB by volumes")
-        yield _table(header, [_cohort(row) for row in cohorts])
+        columns = ("model", "volumes a minute", "slowest part", "its time alone of all", "peak MB by volumes")
+        yield _table(columns, [_cohort(row) for row in cohorts])
 
 
 def _step(row: Mapping[str, Any]) -> list[str]:

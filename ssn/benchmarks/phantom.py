@@ -10,9 +10,7 @@ import numpy as np
 _SEMI_AXES = (73.0, 91.0, 75.0)  # mm
 
 
-def write_phantom(
-    path: Path, zoom: float = 1.0, seed: int = 0, shape: tuple[int, int, int] | None = None
-) -> Path:
+def write_phantom(path: Path, zoom: float = 1.0, seed: int = 0, shape: tuple[int, int, int] | None = None) -> Path:
     """Write an ellipsoid with structure and noise as NIfTI.
 
     Parameters

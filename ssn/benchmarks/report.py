@@ -13,7 +13,6 @@ from ssn.benchmarks.results import rows_of
 
 Results = Mapping[str, Mapping[str, Any]]
 Row = Mapping[str, Any]
-_GROUPS = {"slice pipeline": "Slice pipelines", "task peer": "Task peers", "ceiling": "3D ceilings"}
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #212529; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin: 2.2rem 0 .4rem; border-bottom: 1px solid #dee2e6; }
@@ -57,8 +56,11 @@ def build_sections(
             yield Section(title, text=_TEXT[kind])
         for engine in dict.fromkeys(row["engine"] for row in rows):
             own = [_flat(row) for row in rows if row["engine"] == engine]
-            section = Section(engine, 3, *((_problem(own), (), ()) if not _drawn(own, value) else ("", *_table(own, kind))))
-            if charts and (drawn := _drawn(own, value)):
+            drawn = [row for row in own if value in row]
+            section = Section(engine, 3, _problem(own))
+            if any("group" in row for row in own):
+                section.header, section.rows = _table(own, kind)
+            if charts and drawn:
                 from ssn.benchmarks.charts import bars
 
                 section.charts.append(bars(drawn, value, unit))
@@ -73,15 +75,16 @@ def build_sections(
 
 _TEXT = {
     "latency": (
-        "Medians of interleaved rounds. Network: the networks alone. File: from a gzipped NIfTI to the map and the mask on "
-        "disk; a 3D network's is its own time plus reading, normalising, comparing and writing, timed in the same rounds. "
-        "Heavy networks are timed on a part of the volume, or one of their steps or windows; the column says how many times "
-        "that was taken. Weights are random, except the compact model's."
+        "Medians of interleaved rounds. Network: the networks alone. File: from a gzipped NIfTI to map and mask on "
+        "disk; a 3D network's is its own time plus reading, normalising, comparing and writing, timed in the same "
+        "rounds. Heavy networks are timed on a part of the volume, or on one of their steps or windows; the column "
+        "'times' says how many times that was taken. Weights are random, except the compact model's."
     ),
     "memory": (
-        "Peak resident memory of a fresh process that takes one volume from file to file, Python and its libraries included. "
-        "Ready: until the model could run. First volume: including what an engine does only once. Process: from nothing "
-        "to files on disk. Networks see the whole volume; a diffusion runs one step, a sliding network one window."
+        "Peak resident memory of a fresh process that takes one volume from file to file, Python and its libraries "
+        "included. Ready: until the model could run. First volume: with what an engine does only once. Process: from "
+        "nothing to files on disk. Networks see the whole volume; a diffusion runs one step, a sliding network one "
+        "window."
     ),
 }
 
@@ -93,23 +96,31 @@ def _flat(row: Row) -> dict[str, Any]:
     return flat
 
 
-def _drawn(rows: Sequence[Row], value: str) -> list[Row]:
-    return [row for row in rows if value in row]
-
-
 def _problem(rows: Sequence[Row]) -> str:
-    return "; ".join(str(row["problem"]) for row in rows if "problem" in row)
+    return "; ".join(str(row["problem"]) for row in rows if "problem" in row and "method" not in row)
 
 
 def _table(rows: Sequence[Row], kind: str) -> tuple[Sequence[str], list[list[str]]]:
-    order = list(_GROUPS)
+    order = ("slice pipeline", "task peer", "ceiling")
     shown = sorted((row for row in rows if "group" in row), key=lambda row: order.index(row["group"]))
     if kind == "memory":
-        header = ("method", "group", "peak MB", "ready s", "first volume s", "process s", "note")
-        return header, [
+        columns = ("method", "group", "peak MB", "ready s", "first volume s", "process s", "note")
+        return columns, [
             [row["method"], row["group"], *(_number(row.get(key)) for key in _MEMORY), _note(row)] for row in shown
         ]
-    header = ("method", "group", "network s", "file s", "p90", "p99", "rounds", "TFLOP", "M parameters", "times", "note")
+    header = (
+        "method",
+        "group",
+        "network s",
+        "file s",
+        "p90",
+        "p99",
+        "rounds",
+        "TFLOP",
+        "M parameters",
+        "times",
+        "note",
+    )
     return header, [
         [
             row["method"],
@@ -120,6 +131,7 @@ def _table(rows: Sequence[Row], kind: str) -> tuple[Sequence[str], list[list[str
             str(row["net"]["rounds"]) if "net" in row else "-",
             _number(row["costs"]["flops"] / 1e12) if row.get("costs") else "-",
             _number(row["costs"]["parameters"] / 1e6) if row.get("costs") else "-",
+            _number(row.get("weights_mb")),
             _number(row.get("factor", 1)),
             _note(row),
         ]
@@ -127,6 +139,9 @@ def _table(rows: Sequence[Row], kind: str) -> tuple[Sequence[str], list[list[str
     ]
 
 
+_LATENCY_COLUMNS = (
+    "method", "group", "network s", "file s", "p90", "p99", "rounds", "TFLOP", "M parameters", "MB", "times", "note",
+)  # fmt: skip
 _MEMORY = ("peak_mb", "ready_s", "volume_s", "process_s")
 
 
@@ -142,8 +157,9 @@ def _claim_sections(results: Results, ratio: float, memory_ratio: float) -> Iter
     if names:
         yield Section(
             "The claim",
-            text=f"How many times longer, and larger, a 3D network is than the slice pipeline, with a 95 % interval. Asked: {ratio:g} "
-            f"times in time, {memory_ratio:g} times in memory. An interval that includes what was asked leaves it undecided.",
+            text="How many times longer, and larger, a 3D network is than the slice pipeline, with a 95 % interval. "
+            f"Asked: {ratio:g} times in time, {memory_ratio:g} times in memory. An interval that includes what was asked "
+            "leaves it undecided.",
         )
     for model in dict.fromkeys(names):
         lines: dict[tuple[str, str, str], dict[str, str]] = {}
@@ -182,8 +198,9 @@ def _throughput_sections(results: Results, charts: bool) -> Iterator[Section]:
         section = Section(
             f"Throughput: {row['method']}",
             text=f"{row['volumes_a_minute']:g} volumes a minute. The slowest part alone, {row['slowest']}, takes "
-            f"{100 * efficiency['value']:.0f} % [{100 * efficiency['low']:.0f}, {100 * efficiency['high']:.0f}] of the time of all; "
-            f"one part after the other would take {serial['value']:.2f} [{serial['low']:.2f}, {serial['high']:.2f}] times as long.",
+            f"{100 * efficiency['value']:.0f} % [{100 * efficiency['low']:.0f}, {100 * efficiency['high']:.0f}] of the "
+            f"time of all; one part after the other would take {serial['value']:.2f} [{serial['low']:.2f}, "
+            f"{serial['high']:.2f}] times as long.",
             header=("what", f"s for {row['volumes']} volumes"),
             rows=[[name, _number(value)] for name, value in parts.items()],
         )
@@ -206,10 +223,10 @@ def _scaling(rows: Sequence[Row], x_label: str) -> list[str]:
 
 
 def _roofline_sections(results: Results, charts: bool) -> Iterator[Section]:
-    roof = results.get("latency", {}).get("fp32_matmul_gflops")
+    roof: float | None = results.get("latency", {}).get("fp32_matmul_gflops")
     rows = [row for row in rows_of(results, "latency") if row.get("costs") and "net" in row]
     engines = [engine for engine in dict.fromkeys(row["engine"] for row in rows) if "bf16" not in engine]
-    for engine in engines if roof else ():
+    for engine in engines if roof is not None else ():
         points = [
             (
                 row["method"],
@@ -229,7 +246,7 @@ def _roofline_sections(results: Results, charts: bool) -> Iterator[Section]:
         if charts:
             from ssn.benchmarks.charts import roofline
 
-            section.charts.append(roofline(points, roof))
+            section.charts.append(roofline(points, roof or 0.0))
         yield section
 
 

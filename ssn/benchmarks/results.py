@@ -1,4 +1,4 @@
-"""Result files: a folder with one JSON a kind of measurement, which the claim, the report and the documentation read."""
+"""Result files: a folder with one JSON a kind of measurement. The claim, the report and the documentation read it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def load_results(folder: Path) -> dict[str, dict[str, Any]]:
     ResultsError
         If it holds none, or one is damaged.
     """
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for kind in KINDS:
         path = folder / f"{kind}.json"
         if path.exists():

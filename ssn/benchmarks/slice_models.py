@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -15,15 +15,17 @@ from ssn.runtime.backend import StageTimes, run_batches
 from ssn.runtime.onnxruntime import OnnxRuntimeBackend
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ssn.train.checkpoint import Detector
-    from ssn.train.network import ModelConfig
+    from ssn.train.network import FeatureNetwork, ModelConfig
 
 ModelName = Literal["wide_resnet50_2", "compact"]
 MODELS: tuple[ModelName, ...] = ("wide_resnet50_2", "compact")
 
 
 def model_config(model: ModelName) -> ModelConfig:
-    """Configuration of a model."""
+    """Return the configuration of a model."""
     from ssn.train.network import ModelConfig
 
     return ModelConfig() if model == "wide_resnet50_2" else ModelConfig.compact()
@@ -74,7 +76,7 @@ def make_bundle(model: ModelName, folder: Path, scan: Path) -> tuple[Detector, B
     return detector, export(float(values.mean()), float(max(values.std(), 1e-3)))
 
 
-def _settle(network: Any, slices: Any) -> None:
+def _settle(network: FeatureNetwork, slices: Tensor) -> None:
     """Take the batch statistics of real slices: under random weights activations else grow beyond FP16."""
     import torch
 

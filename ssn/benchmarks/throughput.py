@@ -91,12 +91,8 @@ def measure_slices(
     with OnnxRuntimeBackend(bundle, threads) as backend:
         runs = {}
         for count in windows:
-            part = replace(
-                stack, slices=stack.slices[: count * spec.grid.window], occupancy=stack.occupancy[:count]
-            )
-            runs[str(count)] = partial(
-                run_batches, backend, part, spec.occupancy, DEFAULT_BATCH, StageTimes()
-            )
+            part = replace(stack, slices=stack.slices[: count * spec.grid.window], occupancy=stack.occupancy[:count])
+            runs[str(count)] = partial(run_batches, backend, part, spec.occupancy, DEFAULT_BATCH, StageTimes())
         spreads = interleaved(runs, rounds=rounds, warm_up=1)
     return [{"slices": count * spec.grid.window, **spreads[str(count)].as_json()} for count in windows]
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssn.benchmarks.measure import Clock, Ratio, Spread, timed_rounds
-from ssn.benchmarks.runners import engine_problem, choose_engines, open_slices
+from ssn.benchmarks.runners import choose_engines, engine_problem, open_slices
 from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, Bundle, write_bundle
 from ssn.core.intensity import normalise
 from ssn.core.scoring import cell_scores, smooth_map, volume_score
@@ -235,5 +235,3 @@ def measure_files(scan: Path, folder: Path, rounds: int = 7) -> Iterator[dict[st
 def default_threads() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-

@@ -36,9 +36,7 @@ class OpenVinoBackend:
     name = "openvino"
     max_slices: int | None = None
 
-    def __init__(
-        self, bundle: Bundle, threads: int | None = None, precision: Literal["fp32", "bf16"] = "fp32"
-    ) -> None:
+    def __init__(self, bundle: Bundle, threads: int | None = None, precision: Literal["fp32", "bf16"] = "fp32") -> None:
         if threads is not None and threads < 1:
             raise BackendError(f"openvino: {threads} threads are not possible; give 1 or more")
         try:
@@ -50,8 +48,11 @@ class OpenVinoBackend:
             ) from error
         self._version = openvino.__version__
         self._threads, self._precision = threads, precision
-        # Said to it, because by itself it would compute in bfloat16 where the CPU has it, and differ from other machines.
-        options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32" if precision == "fp32" else "bf16", "PERFORMANCE_HINT": "LATENCY"}
+        # Said to it: by itself it would compute in bfloat16 where the CPU has it, and differ from other machines.
+        options: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": "f32" if precision == "fp32" else "bf16",
+            "PERFORMANCE_HINT": "LATENCY",
+        }
         if threads is not None:
             options["INFERENCE_NUM_THREADS"] = threads
         core = openvino.Core()
