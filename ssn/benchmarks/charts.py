@@ -12,6 +12,7 @@ import matplotlib as mpl
 mpl.use("svg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 OURS, PEER, CEILING = "#0b7285", "#e8590c", "#868e96"
 COLOURS = {"slice pipeline": OURS, "task peer": PEER, "ceiling": CEILING}

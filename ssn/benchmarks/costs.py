@@ -55,7 +55,8 @@ class _Traffic(TorchDispatchMode):
 def count_costs(network: nn.Module, *inputs: Tensor) -> Costs:
     """Count one run of a network; it is moved to torch's `meta` device, where nothing is computed, and is lost."""
     network = network.to("meta")
+    given = [tensor.to("meta") for tensor in inputs]
     with FlopCounterMode(display=False) as counter, _Traffic() as traffic:
-        network(*(tensor.to("meta") for tensor in inputs))
+        network(*given)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return Costs(parameters, float(counter.get_total_flops()), float(traffic.bytes))

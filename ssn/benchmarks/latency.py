@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ssn.benchmarks.baselines import Baseline
     from ssn.benchmarks.costs import Costs
 
-AT_ONCE = 4  # baselines in memory together: slice pipelines are timed once a block, so fewer blocks are faster
+AT_ONCE = 6  # baselines in memory together: slice pipelines are timed once a block, so fewer blocks are faster
 _AROUND = "around"
 
 Row = dict[str, Any]

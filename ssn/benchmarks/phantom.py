@@ -18,13 +18,13 @@ def write_phantom(path: Path, zoom: float = 1.0, seed: int = 0, shape: tuple[int
     zoom : voxel size, mm
     shape : voxels; the ellipsoid lies in the middle and may be cut off. As large as it needs if not given.
     """
-    shape = shape or tuple(int(np.ceil((2 * axis + 20) / zoom)) for axis in _SEMI_AXES)  # type: ignore[assignment]
+    sides = list(shape or (int(np.ceil((2 * axis + 20) / zoom)) for axis in _SEMI_AXES))
     affine = np.diag([zoom, zoom, zoom, 1.0])
-    affine[:3, 3] = [-(n - 1) / 2 * zoom for n in shape]
-    x, y, z = np.meshgrid(*[(np.arange(n) - (n - 1) / 2) * zoom for n in shape], indexing="ij", sparse=True)
+    affine[:3, 3] = [-(n - 1) / 2 * zoom for n in sides]
+    x, y, z = np.meshgrid(*[(np.arange(n) - (n - 1) / 2) * zoom for n in sides], indexing="ij", sparse=True)
     inside = sum((p / axis) ** 2 for p, axis in zip((x, y, z), _SEMI_AXES, strict=True)) < 1
     values = 300 + 60 * np.sin(x / 9) * np.cos(y / 11) + 40 * np.sin(z / 7)
-    values = values + np.random.default_rng(seed).normal(0, 8, shape)
+    values = values + np.random.default_rng(seed).normal(0, 8, sides)
     image = nib.Nifti1Image((np.maximum(values, 1) * inside).astype(np.int16), affine)
     image.header.set_xyzt_units("mm")
     nib.save(image, path)

@@ -108,20 +108,7 @@ def _table(rows: Sequence[Row], kind: str) -> tuple[Sequence[str], list[list[str
         return columns, [
             [row["method"], row["group"], *(_number(row.get(key)) for key in _MEMORY), _note(row)] for row in shown
         ]
-    header = (
-        "method",
-        "group",
-        "network s",
-        "file s",
-        "p90",
-        "p99",
-        "rounds",
-        "TFLOP",
-        "M parameters",
-        "times",
-        "note",
-    )
-    return header, [
+    return _LATENCY_COLUMNS, [
         [
             row["method"],
             row["group"],
@@ -158,8 +145,8 @@ def _claim_sections(results: Results, ratio: float, memory_ratio: float) -> Iter
         yield Section(
             "The claim",
             text="How many times longer, and larger, a 3D network is than the slice pipeline, with a 95 % interval. "
-            f"Asked: {ratio:g} times in time, {memory_ratio:g} times in memory. An interval that includes what was asked "
-            "leaves it undecided.",
+            f"Asked: {ratio:g} times in time, {memory_ratio:g} times in memory. An interval that includes what was "
+            "asked leaves it undecided.",
         )
     for model in dict.fromkeys(names):
         lines: dict[tuple[str, str, str], dict[str, str]] = {}

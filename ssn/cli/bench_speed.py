@@ -140,7 +140,7 @@ def claim(
             against=against or (),
             engines=engine or (),
         )
-        wanted = tuple(what.value for what in of) if of else QUANTITIES
+        wanted = tuple(quantity for quantity in QUANTITIES if not of or quantity in of)
         for group in dict.fromkeys(finding.group for finding in found):
             table = Table(
                 "against", "engine", "what", "wanted", "how many times, and verdict", title=f"{model}: {group}s"
