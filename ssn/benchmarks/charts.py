@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,8 +32,7 @@ def _svg(figure: Figure) -> str:
     figure.savefig(stream, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
     plt.close(figure)
     text = stream.getvalue()
-    text = text[text.index("<svg") :]
-    return re.sub(r'<svg ([^>]*?)width="[^"]*" height="[^"]*"', r"<svg \1", text, count=1)
+    return text[text.index("<svg") :]
 
 
 def bars(rows: Sequence[Mapping[str, Any]], value: str, unit: str) -> str:
@@ -53,6 +51,7 @@ def bars(rows: Sequence[Mapping[str, Any]], value: str, unit: str) -> str:
         axis.set_yticks(places, [row["method"] for row in shown])
         axis.invert_yaxis()
         axis.set_xscale("log")
+        axis.xaxis.set_major_formatter("{x:g}")
         for place, row in zip(places, shown, strict=True):
             axis.annotate(
                 _short(row[value]), (row[value], place), (3, 0), textcoords="offset points", va="center", fontsize=8
@@ -123,6 +122,8 @@ def roofline(points: Sequence[tuple[str, str, float, float]], roof: float) -> st
             )
         axis.set_xscale("log")
         axis.set_yscale("log")
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_major_formatter("{x:g}")
         axis.set_xlabel("FLOP a byte that its operators move one by one")
         axis.set_ylabel("GFLOP/s")
         names = [f"{index + 1} {method}" for index, (method, *_) in enumerate(points)]

@@ -103,7 +103,7 @@ def _finding(row: Mapping[str, Any], model: str, quantity: Quantity, wanted: flo
     else:
         ratio = None
         if "once_ms" in row:
-            why = f"one run took {row['once_ms'] / 1000:.1f} s a volume, too long to repeat in the time given"
+            why = f"timed once, {row['once_ms'] / 1000:.1f} s a volume: more rounds did not fit into the time given"
         else:
             why = str(row.get("problem", f"{model} was not measured with it"))
     return Finding(row["engine"], row["method"], row["group"], quantity, wanted, ratio, why)

@@ -14,12 +14,12 @@ from ssn.benchmarks.results import rows_of
 Results = Mapping[str, Mapping[str, Any]]
 Row = Mapping[str, Any]
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #212529; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #212529; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin: 2.2rem 0 .4rem; border-bottom: 1px solid #dee2e6; }
 h3 { font-size: 1rem; margin: 1.2rem 0 .3rem; }
 table { border-collapse: collapse; font-size: .86rem; margin: .6rem 0; }
 th, td { padding: .2rem .7rem .2rem 0; text-align: right; border-bottom: 1px solid #e9ecef; vertical-align: top; }
-th:first-child, td:first-child, td.text, th.text { text-align: left; } td.text { min-width: 9rem; }
+th:first-child, td:first-child, td.text, th.text { text-align: left; }
 svg { max-width: 100%; height: auto; display: block; margin: .6rem 0; }
 .scroll { overflow-x: auto; } .note { color: #495057; font-size: .86rem; }
 """
@@ -127,7 +127,8 @@ def _table(rows: Sequence[Row], kind: str) -> tuple[Sequence[str], list[list[str
 
 
 _LATENCY_COLUMNS = (
-    "method", "group", "network s", "file s", "p90", "p99", "rounds", "TFLOP", "M parameters", "MB", "times", "note",
+    "method", "group", "network s", "file s", "p90 s", "p99 s", "rounds", "TFLOP", "M parameters", "weights MB",
+    "times", "note",
 )  # fmt: skip
 _MEMORY = ("peak_mb", "ready_s", "volume_s", "process_s")
 
@@ -149,15 +150,19 @@ def _claim_sections(results: Results, ratio: float, memory_ratio: float) -> Iter
             "asked leaves it undecided.",
         )
     for model in dict.fromkeys(names):
-        lines: dict[tuple[str, str, str], dict[str, str]] = {}
-        for finding in check_claim(results, model, ratio=ratio, memory_ratio=memory_ratio):
-            line = lines.setdefault((finding.group, finding.method, finding.engine), {})
-            line[finding.quantity] = finding.line()
-        rows = [
-            [method, group, engine, *(line.get(quantity, "-") for quantity in QUANTITIES)]
-            for (group, method, engine), line in sorted(lines.items(), key=lambda item: item[0][0], reverse=True)
-        ]
-        yield Section(model, 3, header=("against", "group", "engine", "network", "file to file", "memory"), rows=rows)
+        found = check_claim(results, model, ratio=ratio, memory_ratio=memory_ratio)
+        for group in ("task peer", "ceiling"):
+            lines: dict[tuple[str, str], dict[str, str]] = {}
+            for finding in found:
+                if finding.group == group:
+                    lines.setdefault((finding.engine, finding.method), {})[finding.quantity] = finding.line()
+            rows = [
+                [method, engine, *(line.get(quantity, "-") for quantity in QUANTITIES)]
+                for (engine, method), line in lines.items()
+            ]
+            if rows:
+                header = ("against", "engine", "network", "file to file", "memory")
+                yield Section(f"{model} against {group}s", 3, header=header, rows=rows)
 
 
 def _stage_sections(results: Results, charts: bool) -> Iterator[Section]:
@@ -297,7 +302,7 @@ def as_html(sections: Sequence[Section], results: Results, title: str) -> str:
 
 
 def _html_table(section: Section) -> str:
-    words = {"group", "note", "engine", "value", "lesions"}
+    words = {"group", "note", "engine", "value", "lesions", "network", "file to file", "memory"}
     text = [name in words for name in section.header]
 
     def line(tag: str, cells: Sequence[str]) -> str:
