@@ -122,8 +122,9 @@ def roofline(points: Sequence[tuple[str, str, float, float]], roof: float) -> st
             )
         axis.set_xscale("log")
         axis.set_yscale("log")
-        axis.xaxis.set_major_formatter("{x:g}")
-        axis.yaxis.set_major_formatter("{x:g}")
+        for side in (axis.xaxis, axis.yaxis):
+            side.set_major_formatter("{x:g}")
+            side.set_minor_formatter("{x:g}")
         axis.set_xlabel("FLOP a byte that its operators move one by one")
         axis.set_ylabel("GFLOP/s")
         names = [f"{index + 1} {method}" for index, (method, *_) in enumerate(points)]
