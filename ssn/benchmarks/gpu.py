@@ -15,17 +15,17 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from ssn.benchmarks.measure import environment, interleaved
 from ssn.benchmarks.phantom import write_phantom
+from ssn.benchmarks.slice_models import MODELS, ModelName, make_bundle
 from ssn.core.atomic import write_text_atomic
 from ssn.core.bundle import Bundle
 from ssn.core.engines import Device, find_engines
 from ssn.core.errors import BackendError, SsnError
-from ssn.core.scoring import Calibration
 from ssn.core.slices import SliceStack, cut_slices
 from ssn.core.volume import read_volume
 from ssn.runtime.backend import Batch, StageTimes, plan_batches, run_batches
@@ -40,8 +40,6 @@ from ssn.runtime.tensorrt import TensorRTBackend
 if TYPE_CHECKING:
     from ssn.train.checkpoint import Detector
 
-ModelName = Literal["wide_resnet50_2", "compact"]
-MODELS: tuple[ModelName, ...] = ("wide_resnet50_2", "compact")
 _NEEDED = {"torch": "torch", "timm": "timm", "FrEIA": "FrEIA", "onnx": "onnx", "onnxscript": "onnxscript"}
 _WARM_UP = 3
 # (overlap, graphs): what each of the two brings
@@ -139,7 +137,7 @@ def _measure_model(
     """Measure one model, part by part; yields what comes next."""
     yield "making the bundle"
     scan = write_phantom(scratch / "phantom.nii.gz")
-    detector, bundle = _make_bundle(model, scratch / model, scan)
+    detector, bundle = make_bundle(model, scratch / model, scan)
     stack = cut_slices(read_volume(scan), bundle.spec.grid, bundle.spec.cells, bundle.spec.normalisation)
     batches = list(plan_batches(stack, bundle.spec.occupancy, max_batch))
     part["weights"] = "random: speed does not depend on them, accuracy does, so none is reported"
@@ -161,57 +159,6 @@ def _measure_model(
     part["torch"] = _attempt(lambda: _torch(detector, batches, rounds))
     yield "the CUDA pipeline over compiled torch"
     part["pipeline_over_torch"] = _attempt(lambda: _torch_pipeline(detector, bundle, batches, max_batch, rounds))
-
-
-def _make_bundle(model: ModelName, folder: Path, scan: Path) -> tuple[Detector, Bundle]:
-    """Export an untrained detector; its calibration is that of its own answers, so that z-scores have their scale."""
-    import torch
-
-    from ssn.export.onnx import export_bundle
-    from ssn.train.checkpoint import build_detector
-    from ssn.train.network import FeatureNetwork, ModelConfig
-
-    torch.manual_seed(0)
-    config = ModelConfig() if model == "wide_resnet50_2" else ModelConfig.compact()
-    network = FeatureNetwork(config, weights="none").eval()
-    stack = cut_slices(read_volume(scan), config.grid, network.cells, config.normalisation)
-    middle = len(stack.slices) // 2 // config.grid.window * config.grid.window
-    _settle(network, torch.from_numpy(stack.slices[middle : middle + 4 * config.grid.window, None]))
-    detector = build_detector(config, network, seed=0)
-    detector.flow.eval()
-    shape = (config.grid.windows, detector.network.cells, detector.network.cells)
-
-    def export(mean: float, deviation: float) -> Bundle:
-        calibration = Calibration(
-            mean=np.full(shape, mean, np.float32),
-            deviation=np.full(shape, deviation, np.float32),
-            gain=1.0,
-            sigma=2.0,
-            threshold=3.0,
-            threshold_rate=0.01,
-            healthy_scores=np.arange(20, dtype=np.float32),
-        )
-        return export_bundle(detector, calibration, folder, name=model, modality="none", overwrite=True)
-
-    bundle = export(0.0, 1.0)
-    with OnnxRuntimeBackend(bundle) as backend:
-        _, values = run_batches(backend, stack, bundle.spec.occupancy, 24, StageTimes())
-    return detector, export(float(values.mean()), float(max(values.std(), 1e-3)))
-
-
-def _settle(network: Any, slices: Any) -> None:
-    """Take the batch statistics of real slices: under random weights activations else grow beyond FP16."""
-    import torch
-
-    norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the mean over what it sees, and not a moving one
-        norm.train()
-    with torch.no_grad():
-        network.raw(slices)
-    for norm in norms:
-        norm.eval()
 
 
 def _flops(detector: Detector, batches: Sequence[Batch], window: int) -> Report:

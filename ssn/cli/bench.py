@@ -1,4 +1,4 @@
-"""`ssn-bench`: measure accuracy against references, and speed on a GPU."""
+"""`ssn-bench`: measure accuracy against references, speed against 3D networks, and engines on a GPU."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from ssn.cli import bench_speed
 from ssn.cli.console import print_version, progress_bar, user_errors
 from ssn.cli.options import ContrastOption, Data, LayoutOption
 
@@ -19,7 +20,7 @@ def main(
         bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Measure accuracy against references, and speed on a GPU."""
+    """Measure accuracy against references, speed against 3D networks, and engines on a GPU."""
 
 
 @app.command()
@@ -98,7 +99,8 @@ def gpu(
     The models are made on the spot with random weights. What fails is recorded with its reason.
     """
     with user_errors():
-        from ssn.benchmarks.gpu import MODELS, require_gpu, run_gpu_suite
+        from ssn.benchmarks.gpu import require_gpu, run_gpu_suite
+        from ssn.benchmarks.slice_models import MODELS
         from ssn.core.errors import OutputError
 
         require_gpu()
@@ -112,3 +114,14 @@ def gpu(
             say=lambda line: typer.echo(line, err=True),
         )
         typer.echo(f"{output}: written")
+
+
+for command in (
+    bench_speed.latency,
+    bench_speed.memory,
+    bench_speed.throughput,
+    bench_speed.claim,
+    bench_speed.report,
+    bench_speed.performance,
+):
+    app.command()(command)

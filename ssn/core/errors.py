@@ -31,3 +31,7 @@ class MemoryLimitError(BackendError):
 
 class ExportError(SsnError):
     """The exported graphs don't say what the trained networks say, or no engine can be made that does."""
+
+
+class ResultsError(SsnError):
+    """A file of measurements is missing, damaged, or lacks what was asked for."""

@@ -1,10 +1,10 @@
-"""Many volumes: finding them, running them with reading overlapped, and the table of their scores."""
+"""Many volumes: finding them, running them with reading and writing overlapped, and the table of their scores."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,25 @@ class Outcome:
     job: Job
     record: dict[str, Any] | None
     error: str | None
+
+
+@dataclass
+class _Ended:
+    """A volume that was computed and is being written, or that failed."""
+
+    job: Job
+    result: Result | None = None
+    record: Future[dict[str, Any]] | None = None
+    error: str | None = None
+
+    def outcome(self) -> Outcome:
+        """Wait until it is on disk."""
+        if self.record is None:
+            return Outcome(self.job, None, self.error)
+        try:
+            return Outcome(self.job, self.record.result(), None)
+        except SsnError as error:
+            return Outcome(self.job, None, str(error))
 
 
 def _stem(path: Path) -> str:
@@ -118,6 +137,9 @@ def run_jobs(
 ) -> list[Outcome]:
     """Run every job; a bad volume is recorded and the others go on.
 
+    While one volume computes, the next is read and the one before is written. Three are in memory at most, however many
+    there are: a result waits for the one before it to be on disk. Outcomes come in the jobs' order, in this thread.
+
     Raises
     ------
     OutputError
@@ -128,20 +150,41 @@ def run_jobs(
             refuse_existing(output_paths(folder, job.name, picture=picture))
         if len(jobs) > 1:
             refuse_existing([folder / TABLE_FILE])
-    outcomes = []
-    for job, volume in _read_ahead(jobs):
-        started(job)
-        result = None
-        try:
-            if isinstance(volume, SsnError):
-                raise volume
-            result = infer_volume(volume, bundle, backend, threshold=threshold, batch=batch, progress=progress)
-            record = write_outputs(result, bundle, backend, folder, job.name, picture=picture, overwrite=overwrite)
-            outcome = Outcome(job, record, None)
-        except SsnError as error:
-            outcome = Outcome(job, None, str(error))
-        outcomes.append(outcome)
-        finished(outcome, result)
+    outcomes: list[Outcome] = []
+
+    def settle(ended: _Ended | None) -> None:
+        if ended is not None:
+            outcome = ended.outcome()
+            outcomes.append(outcome)
+            finished(outcome, ended.result)
+
+    with ThreadPoolExecutor(1) as writer:
+        before: _Ended | None = None
+        for job, volume in _read_ahead(jobs):
+            started(job)
+            ended = _Ended(job)
+            try:
+                if isinstance(volume, SsnError):
+                    raise volume
+                ended.result = infer_volume(
+                    volume, bundle, backend, threshold=threshold, batch=batch, progress=progress
+                )
+            except SsnError as error:
+                ended.error = str(error)
+            settle(before)
+            if ended.result is not None:
+                ended.record = writer.submit(
+                    write_outputs,
+                    ended.result,
+                    bundle,
+                    backend,
+                    folder,
+                    job.name,
+                    picture=picture,
+                    overwrite=overwrite,
+                )
+            before = ended
+        settle(before)
     if len(jobs) > 1 and any(outcome.record for outcome in outcomes):
         write_table(folder / TABLE_FILE, outcomes, overwrite=overwrite)
     return outcomes

@@ -1,0 +1,80 @@
+"""Result files: a folder with one JSON a kind of measurement. The claim, the report and the documentation read it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from ssn.core.atomic import write_text_atomic
+from ssn.core.errors import OutputError, ResultsError
+
+Kind = Literal["latency", "memory", "throughput", "variants"]
+KINDS: tuple[Kind, ...] = ("latency", "memory", "throughput", "variants")
+
+
+def result_path(folder: Path, kind: Kind, *, overwrite: bool) -> Path:
+    """Path of a result file in a folder, which is made.
+
+    Raises
+    ------
+    OutputError
+        If it exists and is not to be overwritten, or the folder cannot be made.
+    """
+    path = folder / f"{kind}.json"
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path}: exists already; use --force to replace it, or another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be made ({error.strerror}); choose another folder") from error
+    return path
+
+
+def save(path: Path, result: Mapping[str, Any]) -> None:
+    """Write a result as far as it is known; whatever comes later replaces it."""
+    write_text_atomic(path, json.dumps(result, indent=1) + "\n", overwrite=True)
+
+
+def load_results(folder: Path) -> dict[str, dict[str, Any]]:
+    """Read what a folder holds: kind -> result.
+
+    Raises
+    ------
+    ResultsError
+        If it holds none, or one is damaged.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for kind in KINDS:
+        path = folder / f"{kind}.json"
+        if path.exists():
+            found[kind] = read_json(path)
+            if not isinstance(found[kind].get("environment"), dict):
+                raise ResultsError(f"{path}: is not a result of ssn-bench {kind}; measure it again")
+    if not found:
+        names = ", ".join(f"{kind}.json" for kind in KINDS)
+        raise ResultsError(f"{folder}: holds none of {names}; make them with ssn-bench latency, memory or throughput")
+    return found
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises
+    ------
+    ResultsError
+        If it is missing or damaged.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ResultsError(f"{path}: cannot be read as JSON ({error}); measure it again") from error
+    if not isinstance(found, dict):
+        raise ResultsError(f"{path}: is no JSON object; measure it again")
+    return found
+
+
+def rows_of(results: Mapping[str, Mapping[str, Any]], kind: Kind) -> Iterator[dict[str, Any]]:
+    """Rows of a kind of measurement; none if it was not made."""
+    yield from results.get(kind, {}).get("rows", ())

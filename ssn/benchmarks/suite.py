@@ -1,0 +1,141 @@
+"""The commands of ssn-bench that compare with 3D networks: each measures and writes one result file as it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssn.benchmarks.measure import Clock, environment, matmul_rate_cpu
+from ssn.benchmarks.results import Kind, result_path, save
+from ssn.benchmarks.slice_models import ModelName
+from ssn.benchmarks.volumes import NATIVE, STANDARD, Scan, make_scan
+
+Say = Callable[[str], None]
+WORK = "work"  # folder in the results' folder: the phantom, exported networks, what is written while measuring
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What all measurements share.
+
+    Attributes
+    ----------
+    output : folder of the results
+    models : slice pipelines
+    against : names of 3D networks; all if empty
+    native : a volume of 240 x 240 x 155 instead of 192 x 192 x 96
+    """
+
+    output: Path
+    models: Sequence[ModelName]
+    engines: Sequence[str]
+    against: Sequence[str]
+    threads: int
+    native: bool = False
+    overwrite: bool = False
+
+    @property
+    def work(self) -> Path:
+        """Folder for what is made on the way; made if missing."""
+        folder = self.output / WORK
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def scan(self) -> Scan:
+        """Write the volume that everything is measured on."""
+        return make_scan(self.work, NATIVE if self.native else STANDARD)
+
+
+def run_latency(suite: Suite, *, minutes: float | None, rounds: int, full: bool, say: Say) -> Path:
+    """Measure times of slice pipelines and 3D networks; `minutes` are for the timing, after all has been made."""
+    from ssn.benchmarks.baselines import choose_baselines
+    from ssn.benchmarks.contenders import export_baseline, slice_models
+    from ssn.benchmarks.latency import LatencyPlan, count_blocks, measure_latency, timed_shape
+    from ssn.benchmarks.runners import choose_engines, engine_problem
+
+    path = result_path(suite.output, "latency", overwrite=suite.overwrite)
+    engines = choose_engines(suite.engines)
+    baselines = choose_baselines(list(suite.against))
+    scan = suite.scan()
+    say("making the slice pipelines")
+    torch = any(engine.kind == "torch" for engine in engines)
+    models = slice_models(suite.models, suite.work, scan.path, torch=torch)
+    plan = LatencyPlan(scan, models, baselines, engines, suite.threads, rounds, suite.work, full)
+    if any(engine.kind != "torch" and engine_problem(engine) is None for engine in engines):
+        for baseline in baselines:
+            say(f"exporting {baseline.name}")
+            export_baseline(baseline, timed_shape(plan, baseline), suite.work)
+    extra = {"rounds": rounds, "minutes": minutes, "fp32_matmul_gflops": round(matmul_rate_cpu() / 1e9, 1)}
+    rows = measure_latency(plan, Clock(minutes, count_blocks(plan)), say)
+    return _collect(suite, "latency", path, rows, scan, extra)
+
+
+def run_variants(suite: Suite, *, minutes: float | None, say: Say) -> Path:
+    """Measure the steps of the packaged model on the packaged volume."""
+    from ssn.benchmarks.variants import measure_variants
+    from ssn.core.bundle import load_bundle
+    from ssn.runtime.packaged import DEFAULT_BUNDLE, DEMO_VOLUME
+
+    path = result_path(suite.output, "variants", overwrite=suite.overwrite)
+    scan = Scan(DEMO_VOLUME, NATIVE)
+    rows = measure_variants(
+        load_bundle(DEFAULT_BUNDLE), DEMO_VOLUME, suite.work, threads=suite.threads, minutes=minutes, say=say
+    )
+    return _collect(suite, "variants", path, rows, scan, {"minutes": minutes})
+
+
+def run_memory(suite: Suite, *, longest: float, say: Say) -> Path:
+    """Measure peak memory and cold start."""
+    from ssn.benchmarks.baselines import choose_baselines
+    from ssn.benchmarks.contenders import slice_models
+    from ssn.benchmarks.memory import MemoryPlan, measure_memory
+    from ssn.benchmarks.runners import choose_engines
+
+    path = result_path(suite.output, "memory", overwrite=suite.overwrite)
+    engines, baselines = choose_engines(suite.engines), choose_baselines(list(suite.against))
+    scan = suite.scan()
+    models = slice_models(suite.models, suite.work, scan.path, torch=False)
+    plan = MemoryPlan(scan, models, baselines, engines, suite.threads, suite.work, longest=longest)
+    return _collect(suite, "memory", path, measure_memory(plan, say), scan, {})
+
+
+def run_throughput(suite: Suite, *, volumes: int, rounds: int, say: Say) -> Path:
+    """Measure cohorts of the slice pipelines with ONNX Runtime."""
+    from ssn.benchmarks.contenders import slice_bundle
+    from ssn.benchmarks.throughput import measure_scaling, measure_slices, measure_throughput
+
+    path = result_path(suite.output, "throughput", overwrite=suite.overwrite)
+    scan = suite.scan()
+
+    def rows() -> Iterable[dict[str, Any]]:
+        for model in suite.models:
+            bundle = slice_bundle(model, suite.work, scan.path)
+            shared: dict[str, Any] = {"threads": suite.threads}
+            say(f"{model}: {volumes} volumes, each part alone and all overlapped")
+            row = measure_throughput(scan.path, bundle, suite.work, volumes=volumes, rounds=rounds, **shared)
+            row["method"] = model
+            row["slices"] = measure_slices(scan.path, bundle, counts=(12, 24, 48, 72, 96), rounds=rounds, **shared)
+            counts = [count for count in (1, 2, 4, 8, 16) if count <= volumes]
+            row["scaling"] = measure_scaling(scan.path, bundle, suite.work, counts=counts, say=say, **shared)
+            yield row
+
+    return _collect(suite, "throughput", path, rows(), scan, {})
+
+
+def _collect(
+    suite: Suite, kind: Kind, path: Path, rows: Iterable[dict[str, Any]], scan: Scan, extra: dict[str, Any]
+) -> Path:
+    """Write the file anew after each row, so that a run that is cut off leaves what it measured."""
+    result: dict[str, Any] = {
+        "kind": kind,
+        "environment": environment(threads=suite.threads, scan=scan.path),
+        **extra,
+        "rows": [],
+    }
+    for row in rows:
+        result["rows"].append(row)
+        save(path, result)
+    save(path, result)
+    return path
