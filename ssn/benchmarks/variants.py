@@ -145,7 +145,9 @@ def quantised(bundle: Bundle, scan: Path, folder: Path) -> Bundle:
 
     spec = bundle.spec
     stack = cut_slices(read_volume(scan), spec.grid, spec.cells, spec.normalisation)
-    encoder = quantise(read_model(bundle.read(ENCODER_FILE)), [stack.slices[:: spec.grid.window * 4]])
+    windows = stack.slices.reshape(-1, spec.grid.window, *stack.slices.shape[1:])[::4]
+    chosen = windows.reshape(-1, *stack.slices.shape[1:])
+    encoder = quantise(read_model(bundle.read(ENCODER_FILE)), [chosen])
     graphs = {ENCODER_FILE: encoder.SerializeToString(), FLOW_FILE: bundle.read(FLOW_FILE)}
     return write_bundle(folder / "int8", spec, graphs, bundle.calibration, {}, overwrite=True)
 

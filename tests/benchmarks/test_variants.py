@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from brains import brain_file
 
-from ssn.benchmarks.variants import Way, compute_map
+from ssn.benchmarks.variants import Way, compute_map, quantised
 from ssn.core.bundle import load_bundle
 from ssn.runtime.onnxruntime import OnnxRuntimeBackend
 from ssn.runtime.pipeline import infer_volume
@@ -52,3 +52,13 @@ def test_the_plain_way_computes_every_slice(tiny_bundle, scan):
     assert seen[0] == (grid.depth, grid.windows * cells**2)
     assert seen[1][0] < seen[0][0]
     assert seen[1][1] < seen[0][1] / 2
+
+
+def test_the_8_bit_encoder_runs_and_its_map_is_alike_but_not_the_same(tiny_bundle, scan, tmp_path):
+    bundle = load_bundle(tiny_bundle)
+    maps = []
+    for one in (bundle, quantised(bundle, scan, tmp_path)):
+        with OnnxRuntimeBackend(one, threads=1) as backend:
+            maps.append(compute_map(Way(), one, backend, scan)[0])
+    inside = maps[0] != 0
+    assert 0.8 < np.corrcoef(maps[0][inside], maps[1][inside])[0, 1] < 0.999999
