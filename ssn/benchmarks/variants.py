@@ -76,7 +76,7 @@ def steps(threads: int) -> list[Step]:
         Step("OpenVINO instead of ONNX Runtime", product, replace(product, engine="openvino")),
         Step("OpenVINO in bfloat16", product, replace(product, engine="openvino bf16")),
         Step("8-bit encoder", product, replace(product, int8=True)),
-        *(Step(f"{n} slices a batch", product, replace(product, batch=n)) for n in (6, 12, 48, 96)),
+        *(Step(f"{n} slices a batch", product, replace(product, batch=n)) for n in (12, 24, 48, 96)),
     ]
     if threads > 1:
         found.insert(4, Step(f"{threads} threads instead of 1", replace(product, threads=1), product))

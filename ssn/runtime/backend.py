@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ssn.core.slices import SliceStack
 
-DEFAULT_BATCH = 24  # slices: docs/performance.md has the measurement
+DEFAULT_BATCH = 6  # slices, on a CPU: docs/performance.md has the measurement
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -103,22 +104,23 @@ def find_jobs(inputs: Sequence[Path]) -> list[Job]:
     return list(jobs.values())
 
 
-def _read_ahead(jobs: Sequence[Job]) -> Iterator[tuple[Job, Volume | SsnError]]:
-    """Yield each volume while the next is being read; two are in memory at most."""
+def _read_ahead(jobs: Sequence[Job]) -> Iterator[tuple[Job, Volume | SsnError, float]]:
+    """Yield each volume, and the seconds it took, while the next is being read; two are in memory at most."""
 
-    def read(job: Job) -> Volume | SsnError:
+    def read(job: Job) -> tuple[Volume | SsnError, float]:
+        start = time.perf_counter()
         try:
-            return read_volume(job.path)
+            return read_volume(job.path), time.perf_counter() - start
         except SsnError as error:
-            return error
+            return error, 0.0
 
     with ThreadPoolExecutor(1) as reader:
         coming = reader.submit(read, jobs[0])
         for index, job in enumerate(jobs):
-            volume = coming.result()
+            volume, seconds = coming.result()
             if index + 1 < len(jobs):
                 coming = reader.submit(read, jobs[index + 1])
-            yield job, volume
+            yield job, volume, seconds
 
 
 def run_jobs(
@@ -160,7 +162,7 @@ def run_jobs(
 
     with ThreadPoolExecutor(1) as writer:
         before: _Ended | None = None
-        for job, volume in _read_ahead(jobs):
+        for job, volume, seconds in _read_ahead(jobs):
             started(job)
             ended = _Ended(job)
             try:
@@ -169,6 +171,7 @@ def run_jobs(
                 ended.result = infer_volume(
                     volume, bundle, backend, threshold=threshold, batch=batch, progress=progress
                 )
+                ended.result.times.add("read", seconds)
             except SsnError as error:
                 ended.error = str(error)
             settle(before)

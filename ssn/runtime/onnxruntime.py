@@ -21,6 +21,7 @@ PROVIDERS: dict[Provider, str] = {
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
+_GPU_BATCH = 48  # slices: fewer leave a GPU idle
 _STATE = ort.capi.onnxruntime_pybind11_state
 _RUN_ERRORS = (_STATE.RuntimeException, _STATE.Fail, _STATE.EPFail)  # memory that is short is one of these
 
@@ -45,7 +46,6 @@ class OnnxRuntimeBackend:
     """
 
     name = "onnxruntime"
-    max_slices: int | None = None
 
     def __init__(
         self,
@@ -68,6 +68,7 @@ class OnnxRuntimeBackend:
         # The two sessions take turns: a waiting pool that spins would take the other's cores.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._threads, self._provider = threads, provider
+        self.max_slices: int | None = None if provider == "cpu" else _GPU_BATCH
         self._device = "cpu" if provider == "cpu" else "cuda"
         chain = _chain(provider, memory_limit)
         self._encoder = self._session(bundle, ENCODER_FILE, options, chain)

@@ -39,6 +39,7 @@ def test_a_volume_gives_map_mask_record_and_picture(tmp_path, tiny_bundle):
     record = json.loads((tmp_path / "out" / "scan.json").read_text())
     assert record["backend"]["backend"] == "onnxruntime"
     assert set(record["times_ms"]) >= {"read", "prepare", "encoder", "flow", "map", "write"}
+    assert all(milliseconds > 0 for milliseconds in record["times_ms"].values())
     assert len(record["slices"]) == original.shape[2]
     assert str(tmp_path) not in json.dumps(record), "folders can name patients"
     assert "Research use only" in record["intended_use"]
