@@ -21,8 +21,8 @@ def _parts(results: Results, ratio: float, memory_ratio: float) -> Iterator[str]
     yield "# Performance"
     yield (
         f"Measured on {found['cpu']}, {found.get('threads', found['cores'])} threads, commit {found['commit']}, with "
-        "`scripts/cpu_suite`; this page is made by `ssn-bench performance RESULTS -o docs/performance.md`. "
-        "[bench.md](bench.md) says how it is measured."
+        "`ssn-bench` (`scripts/cpu_suite` runs all of it); this page is made by "
+        "`ssn-bench performance RESULTS -o docs/performance.md`. [bench.md](bench.md) says how it is measured."
     )
     models = [row["method"] for row in rows_of(results, "latency") if row.get("group") == "slice pipeline"]
     for model in dict.fromkeys(models):
