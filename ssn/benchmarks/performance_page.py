@@ -6,9 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ssn.benchmarks.claim import QUANTITIES, check_claim
-from ssn.benchmarks.results import rows_of
-
-Results = Mapping[str, Mapping[str, Any]]
+from ssn.benchmarks.results import Results, rows_of
 
 
 def performance_page(results: Results, *, ratio: float, memory_ratio: float) -> str:

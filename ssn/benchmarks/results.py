@@ -10,6 +10,7 @@ from typing import Any, Literal
 from ssn.core.atomic import write_text_atomic
 from ssn.core.errors import OutputError, ResultsError
 
+Results = Mapping[str, Mapping[str, Any]]  # by kind, what was measured
 Kind = Literal["latency", "memory", "throughput", "variants"]
 KINDS: tuple[Kind, ...] = ("latency", "memory", "throughput", "variants")
 

@@ -165,7 +165,8 @@ def report(
 ) -> None:
     """Write one self-contained report: charts, tables, the claim, environment and raw data."""
     with user_errors():
-        from ssn.benchmarks.report import as_html, as_markdown, build_sections
+        from ssn.benchmarks.rendering import as_html, as_markdown
+        from ssn.benchmarks.report import build_sections
         from ssn.benchmarks.results import load_results, read_json
         from ssn.core.atomic import write_text_atomic
         from ssn.core.errors import BackendError, OutputError
