@@ -1,15 +1,8 @@
 """Engines on record for tests: real folders with real hashes around bytes that no TensorRT would take."""
 
 from ssn.core.bundle import ENCODER_FILE, FLOW_FILE
-from ssn.core.engines import (
-    ENCODER_ENGINE,
-    FLOW_ENGINE,
-    Device,
-    EngineKey,
-    EngineRecord,
-    TensorSpec,
-    write_engines,
-)
+from ssn.core.engine_record import ENCODER_ENGINE, FLOW_ENGINE, Device, EngineKey, EngineRecord, TensorSpec
+from ssn.core.engines import write_engines
 from ssn.core.hashed_files import file_entry
 from ssn.runtime.machine import Machine
 

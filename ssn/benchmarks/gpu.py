@@ -24,7 +24,8 @@ from ssn.benchmarks.phantom import write_phantom
 from ssn.benchmarks.slice_models import MODELS, ModelName, make_bundle
 from ssn.core.atomic import write_text_atomic
 from ssn.core.bundle import Bundle
-from ssn.core.engines import Device, find_engines
+from ssn.core.engine_record import Device
+from ssn.core.engines import find_engines
 from ssn.core.errors import BackendError, SsnError
 from ssn.core.slices import SliceStack, cut_slices
 from ssn.core.volume import read_volume

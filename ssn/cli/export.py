@@ -11,7 +11,7 @@ from ssn.cli.console import needing_onnx, print_version, reporting, user_errors
 
 if TYPE_CHECKING:
     from ssn.core.bundle import Bundle
-    from ssn.core.engines import EngineEntry
+    from ssn.core.engine_record import EngineEntry
     from ssn.export.check import Row
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)

@@ -11,20 +11,8 @@ from typing import Any
 
 from ssn import __version__
 from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, Bundle
-from ssn.core.engines import (
-    ENCODER_ENGINE,
-    FLOW_ENGINE,
-    TIMING_CACHE,
-    Device,
-    EngineKey,
-    EngineRecord,
-    Precision,
-    find_engines,
-    read_engine,
-    refusal,
-    refuse_existing_engines,
-    write_engines,
-)
+from ssn.core.engine_record import ENCODER_ENGINE, FLOW_ENGINE, TIMING_CACHE, Device, EngineKey, EngineRecord, Precision
+from ssn.core.engines import find_engines, read_engine, refusal, refuse_existing_engines, write_engines
 from ssn.core.errors import BundleError, ExportError
 from ssn.core.hashed_files import file_entry
 from ssn.export.engine import BuiltEngine, Target, build_engine, choose_target, inspect_engine, load_builder

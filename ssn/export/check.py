@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssn.core.bundle import Bundle
-from ssn.core.engines import Precision, find_engines
+from ssn.core.engine_record import Precision
+from ssn.core.engines import find_engines
 from ssn.core.errors import SsnError
 from ssn.export.parity import TOLERANCES, Drift, Method, Sample, answers, excesses, measure, method_of
 from ssn.export.precision import read_model, rounded

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ssn.core.engines import ANY_GPU, Device, TensorSpec
+from ssn.core.engine_record import ANY_GPU, Device, TensorSpec
 from ssn.core.errors import BackendError, ExportError
 
 MODULES = ("tensorrt", "tensorrt_rtx")  # in order of preference

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, Bundle
-from ssn.core.engines import Precision
+from ssn.core.engine_record import Precision
 from ssn.core.errors import ExportError
 from ssn.export.culprits import find_culprits, stages
 from ssn.export.parity import (

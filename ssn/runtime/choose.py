@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ssn.core.bundle import Bundle
-from ssn.core.engines import EngineEntry, find_engines, rebuild_command, refusal, verify_engine
+from ssn.core.engine_record import EngineEntry
+from ssn.core.engines import find_engines, rebuild_command, refusal, verify_engine
 from ssn.core.errors import BackendError, BundleError, MemoryLimitError, SsnError
 from ssn.runtime.backend import Backend
 from ssn.runtime.machine import Machine, look

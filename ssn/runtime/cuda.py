@@ -16,7 +16,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ssn.core.engines import Device
+from ssn.core.engine_record import Device
 from ssn.core.errors import BackendError
 
 # cudaErrorInsufficientDriver (also: no driver), cudaErrorNoDevice; and no binding has an error number at all.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from ssn.core.engines import Device
+from ssn.core.engine_record import Device
 from ssn.runtime.cuda import find_device
 
 TENSORRT_MODULES = ("tensorrt", "tensorrt_rtx")

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssn.core.bundle import Bundle
-from ssn.core.engines import ENCODER_ENGINE, FLOW_ENGINE, EngineEntry, EngineRecord, read_engine, refusal
+from ssn.core.engine_record import ENCODER_ENGINE, FLOW_ENGINE, EngineEntry, EngineRecord
+from ssn.core.engines import read_engine, refusal
 from ssn.core.errors import BackendError
 from ssn.runtime.backend import Batch, StageTimes
 from ssn.runtime.cuda import Cuda

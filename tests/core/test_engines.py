@@ -5,19 +5,8 @@ import shutil
 import pytest
 
 from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, load_bundle
-from ssn.core.engines import (
-    ENCODER_ENGINE,
-    FLOW_ENGINE,
-    RECORD_FILE,
-    Device,
-    EngineKey,
-    EngineRecord,
-    TensorSpec,
-    find_engines,
-    read_engine,
-    refusal,
-    write_engines,
-)
+from ssn.core.engine_record import ENCODER_ENGINE, FLOW_ENGINE, RECORD_FILE, Device, EngineKey, EngineRecord, TensorSpec
+from ssn.core.engines import find_engines, read_engine, refusal, write_engines
 from ssn.core.errors import BundleError, OutputError
 from ssn.core.hashed_files import file_entry
 

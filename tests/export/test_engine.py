@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from ssn.cli.export import app
 from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, load_bundle
-from ssn.core.engines import ENCODER_ENGINE, FLOW_ENGINE, Device, find_engines, read_engine, refusal
+from ssn.core.engine_record import ENCODER_ENGINE, FLOW_ENGINE, Device
+from ssn.core.engines import find_engines, read_engine, refusal
 from ssn.core.errors import BackendError, ExportError, OutputError
 from ssn.export.build import BuildOptions, build_engines
 from ssn.export.engine import build_engine, choose_target, load_builder

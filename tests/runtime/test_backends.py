@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ssn.core.bundle import FLOW_FILE, load_bundle
-from ssn.core.engines import Device
+from ssn.core.engine_record import Device
 from ssn.core.errors import BackendError, BundleError
 from ssn.runtime.backend import Batch, StageTimes
 from ssn.runtime.cuda import Cuda, find_device

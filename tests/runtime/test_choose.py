@@ -4,7 +4,7 @@ import pytest
 from written_engines import machine, write
 
 from ssn.core.bundle import FLOW_FILE, load_bundle
-from ssn.core.engines import FLOW_ENGINE
+from ssn.core.engine_record import FLOW_ENGINE
 from ssn.core.errors import BackendError, BundleError
 from ssn.runtime.choose import AUTO_ORDER, Request, open_backend, options
 from ssn.runtime.machine import look

@@ -10,7 +10,8 @@ from simulated_tensorrt import SimulatedTensorRT
 from written_engines import GPU, VERSION, write
 
 from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, load_bundle
-from ssn.core.engines import ENCODER_ENGINE, FLOW_ENGINE, find_engines
+from ssn.core.engine_record import ENCODER_ENGINE, FLOW_ENGINE
+from ssn.core.engines import find_engines
 from ssn.core.errors import BackendError, BundleError, MemoryLimitError
 from ssn.core.slices import cut_slices
 from ssn.core.volume import read_volume
