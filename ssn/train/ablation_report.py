@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from ssn.core.atomic import atomic_path, write_text_atomic
-from ssn.train.ablate import RECALL, Arm
+from ssn.train.ablation_measure import RECALL
+from ssn.train.arms import Arm
 
 COLUMNS = {
     "auprc": "AUPRC",
