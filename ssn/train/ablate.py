@@ -11,7 +11,7 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +20,14 @@ from filelock import FileLock, Timeout
 
 from ssn.core.atomic import write_text_atomic
 from ssn.core.errors import DataError
+from ssn.train.ablation_data import AblationData
 from ssn.train.ablation_measure import Looked, measure_arm
 from ssn.train.arms import Arm
-from ssn.train.cases import Case
 from ssn.train.checkpoint import OPTIMISER_FILE, RECORD_FILE, Detector
 from ssn.train.distributed import ONE_PROCESS, Ranks
 from ssn.train.features import FeatureReader
 from ssn.train.fit import fit
 from ssn.train.network import FeatureNetwork
-
-
-@dataclass(frozen=True)
-class AblationData:
-    """The cases of each split."""
-
-    train: list[Case]
-    calibration: list[Case]
-    validation: list[Case]
-    test: list[Case]
 
 
 def run_arms(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from ssn.core.metrics import slice_scores
 from ssn.core.scoring import anomaly_map
 from ssn.core.slices import SliceStack, cut_slices
 from ssn.core.volume import Volume, read_volume
+from ssn.train.ablation_data import AblationData
 from ssn.train.arms import Arm
 from ssn.train.calibrate import brain_statistics, calibrate, place_statistics
 from ssn.train.cases import Case
@@ -29,9 +30,6 @@ from ssn.train.evaluate import (
     validation_threshold,
 )
 from ssn.train.features import FeatureReader
-
-if TYPE_CHECKING:
-    from ssn.train.ablate import AblationData
 
 RECALL = 0.8  # at which false positives are counted
 SIGMA, RATE = 4.0, 0.005  # of the map's Gaussian in mm, and of healthy voxels above its threshold; calibrate's own
