@@ -116,7 +116,15 @@ def draw(path: Path, rows: Sequence[dict[str, Any]], column: str = "auprc") -> N
             panel.barh(place, mean or 0, color="#4477aa" if row["base"] else "#bbccdd", height=0.7)
             panel.plot(values, [place] * len(values), "o", color="black", markersize=3)
             if mean is not None:
-                panel.text(0.01, place, f" {mean:.3f}", va="center", transform=panel.get_yaxis_transform(), fontsize=8)
+                panel.text(
+                    0.01,
+                    place,
+                    f" {mean:.3f}",
+                    va="center",
+                    transform=panel.get_yaxis_transform(),
+                    fontsize=8,
+                    color="white" if row["base"] else "black",
+                )
         if base is not None:
             panel.axvline(base, color="#4477aa", linewidth=0.8, linestyle="--")
         panel.set_yticks(range(len(group)), [row["arm"] for row in group])
