@@ -127,10 +127,9 @@ def false_positive_rate(scored: ScoredVolume, mask: NDArray[np.bool_], recall: f
 
 
 def rank_correlation(volume_scores: Sequence[float], highest_slices: Sequence[float]) -> float | None:
-    """Spearman's correlation of volume scores with each volume's highest slice score; None below 3 volumes."""
+    """Spearman's correlation of volume scores with each volume's highest slice score; None where it is undefined."""
     from scipy.stats import spearmanr
 
-    if len(volume_scores) < 3:
+    if len(volume_scores) < 3 or min(len(set(volume_scores)), len(set(highest_slices))) == 1:
         return None
-    value = float(spearmanr(volume_scores, highest_slices).statistic)
-    return value if np.isfinite(value) else None
+    return float(spearmanr(volume_scores, highest_slices).statistic)
