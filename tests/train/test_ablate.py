@@ -207,12 +207,12 @@ def test_a_model_is_measured_as_ssn_train_evaluate_measures_it(data, tmp_path):
 
 
 def test_volumes_measured_on_may_bring_no_validation_split(tmp_path):
-    own, other = tmp_path / "own", tmp_path / "other"
+    own, other, tables = tmp_path / "own", tmp_path / "other", []
     for folder, splits in ((own, ("train", "calibration", "validation", "test")), (other, ("calibration", "test"))):
         folder.mkdir()
         for split in splits:
             brain_file(folder / f"{split}.nii", (6.0, 6.0, 6.0), lesion=False, seed=len(split))
-        table(folder, *(f"{split}.nii,,{split}" for split in splits))
-    found = open_ablation_data(own, measure_on=other, calibrate_on=other)
+        tables.append(table(folder, *(f"{split}.nii,,{split}" for split in splits)))
+    found = open_ablation_data(tables[0], measure_on=tables[1], calibrate_on=tables[1])
     parents = {split: cases[0].image.parent for split, cases in vars(found).items()}
     assert parents == {"train": own, "calibration": other, "validation": own, "test": other}
