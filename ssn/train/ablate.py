@@ -55,8 +55,11 @@ def run_arms(
     Raises
     ------
     DataError
-        If the folder's result was made with other settings or volumes.
+        If the folder's result was made with other settings or volumes, or an encoder is to be trained by processes
+        that share each step (torchrun).
     """
+    if ranks.count > 1 and any(arm.options.tune_encoder for arm in arms):
+        raise DataError("the arm 'tuned during' is trained by one process; ask 'encoder' without torchrun")
     runs = [(arm, seed) for arm in {arm.run: arm for arm in arms}.values() for seed in range(seeds)]
     results: dict[tuple[str, int], dict[str, Any]] = {}
     looked = Looked()

@@ -129,6 +129,9 @@ def tune_together(
     detector : trained on its frozen encoder's features; `record["tuning"]` holds the rounds done
     progress : called after each step with the round, the share of it done, the step's loss and mean true log-likelihood
     """
+    rounds: list[dict[str, float]] = detector.record.setdefault("tuning", [])
+    if len(rounds) >= options.tune_encoder:
+        return
     epoch = max(options.epochs, 1)  # pseudo-anomalies take part from epoch 1 on
     network, flow = detector.network, detector.flow
     network.encoder.requires_grad_(True)
@@ -138,7 +141,6 @@ def tune_together(
         {"params": list(network.encoder.parameters()), "lr": options.encoder_learning_rate},
     ]
     optimiser = torch.optim.Adam(groups)
-    rounds: list[dict[str, float]] = detector.record.setdefault("tuning", [])
     if rounds:
         restore_optimiser(optimiser, folder)
     flow.train()

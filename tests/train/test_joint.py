@@ -1,5 +1,6 @@
 """Encoder and flow trained together, after the epochs on the frozen encoder's features."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,7 @@ from brains import brain_file
 
 from ssn.core.errors import DataError
 from ssn.core.geometry import GridConfig
-from ssn.train.checkpoint import load_checkpoint
+from ssn.train.checkpoint import OPTIMISER_FILE, load_checkpoint
 from ssn.train.distributed import Ranks
 from ssn.train.encoder import EncoderConfig
 from ssn.train.fit import fit
@@ -68,6 +69,14 @@ def test_resuming_ends_in_the_weights_of_an_uninterrupted_run(scans, tuned, tmp_
     resumed = fit(TINY, scans, tmp_path, OPTIONS, cache=cache, weights="none", resume=True)
     for one, other in ((encoder(tuned[1]), encoder(resumed)), (tuned[1].flow.state_dict(), resumed.flow.state_dict())):
         assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_finished_training_needs_no_optimiser_to_be_taken_up_again(scans, tuned, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(tuned[0], folder)
+    (folder / OPTIMISER_FILE).unlink()
+    again = fit(TINY, scans, folder, OPTIONS, cache=folder / "features", weights="none", resume=True)
+    assert all(torch.equal(value, encoder(again)[name]) for name, value in encoder(tuned[1]).items())
 
 
 @pytest.mark.parametrize(("loss", "anomalies"), [("triplet", "noise"), ("none", "image"), ("hard", "noise")])
