@@ -130,7 +130,9 @@ def run_arm(
     detector = _trained(arm, seed, data, shared, ranks)
     if ranks.rank == 0:
         progress("measuring")
-        values = measure_arm(arm, detector.to(ranks.device), data, shared / "features", looked or Looked())
+        # No other run has the features of an encoder tuned in this one: they are not worth the disk.
+        cache = None if arm.options.tune_encoder else shared / "features"
+        values = measure_arm(arm, detector.to(ranks.device), data, cache, looked or Looked())
         result = {"run": arm.run, "seed": seed, "made_of": made_of} | values
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text_atomic(path, json.dumps(result, indent=1) + "\n")

@@ -70,7 +70,7 @@ def _log_likelihood(
     return found.places.numpy(), torch.cat(values).numpy()
 
 
-def measure_arm(arm: Arm, detector: Detector, data: AblationData, cache: Path, looked: Looked) -> dict[str, Any]:
+def measure_arm(arm: Arm, detector: Detector, data: AblationData, cache: Path | None, looked: Looked) -> dict[str, Any]:
     """Calibrate as the arm's scoring says, and measure; each volume goes through the flow once."""
     reader = FeatureReader(detector.network, cache)
 
