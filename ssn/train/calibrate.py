@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +23,12 @@ PRIOR_WEIGHT = 3.0  # volumes' worth of the whole brain's statistics, for places
 _HISTOGRAM = np.linspace(-20, 100, 24001)
 
 
+LogLikelihoods = Sequence[tuple[NDArray[np.int64], NDArray[np.float32]]]  # of each volume: places, values
+Statistics = Callable[[LogLikelihoods, tuple[int, int, int]], tuple[NDArray[np.float32], NDArray[np.float32]]]
+
+
 def place_statistics(
-    log_likelihoods: Sequence[tuple[NDArray[np.int64], NDArray[np.float32]]], shape: tuple[int, int, int]
+    log_likelihoods: LogLikelihoods, shape: tuple[int, int, int]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Mean and standard deviation of the log-likelihood at each place of the canonical grid.
 
@@ -54,6 +58,15 @@ def place_statistics(
     return mean.astype(np.float32), deviation.astype(np.float32)
 
 
+def brain_statistics(
+    log_likelihoods: LogLikelihoods, shape: tuple[int, int, int]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """One mean and standard deviation for the whole brain, as `place_statistics` gives them; for comparison."""
+    everywhere = np.concatenate([values for _, values in log_likelihoods])
+    mean, deviation = everywhere.mean(dtype=np.float64), everywhere.std(dtype=np.float64)
+    return np.full(shape, mean, np.float32), np.full(shape, deviation, np.float32)
+
+
 def calibrate(
     volumes: Iterable[tuple[Volume, SliceStack, NDArray[np.int64], NDArray[np.float32]]],
     *,
@@ -61,6 +74,7 @@ def calibrate(
     cells: int,
     sigma: float,
     rate: float,
+    statistics: Statistics = place_statistics,
 ) -> Calibration:
     """Calibrate on healthy volumes, leaving each one's own log-likelihoods out of what it is compared with.
 
@@ -69,11 +83,12 @@ def calibrate(
     volumes : volume, its stack, places (L,), log-likelihood per dimension (L,)
     sigma : mm, of the map's Gaussian
     rate : share of healthy brain voxels that may be above the threshold
+    statistics : what healthy log-likelihoods are at each place
     """
     kept = list(volumes)
     shape = (windows, cells, cells)
     everyone = [(places, values) for _, _, places, values in kept]
-    mean, deviation = place_statistics(everyone, shape)
+    mean, deviation = statistics(everyone, shape)
     whole = Calibration(mean, deviation, 1.0, sigma, 0.0, rate, np.zeros(1, np.float32))
     folds = min(5, len(kept))
     histogram = np.zeros(len(_HISTOGRAM) - 1)
@@ -81,7 +96,7 @@ def calibrate(
     scores = np.zeros(len(kept), np.float32)
     for fold in range(folds):
         others = [pair for index, pair in enumerate(everyone) if index % folds != fold] or everyone
-        without = Calibration(*place_statistics(others, shape), 1.0, sigma, 0.0, rate, whole.healthy_scores)
+        without = Calibration(*statistics(others, shape), 1.0, sigma, 0.0, rate, whole.healthy_scores)
         for index in range(fold, len(kept), folds):
             volume, stack, places, values = kept[index]
             score_map = anomaly_map(values, places, stack, without)
