@@ -57,12 +57,12 @@ def trained_detectors(checkpoint: Path, also: Sequence[str]) -> dict[str, Build]
     """
     paths = {OURS: checkpoint}
     for text in also:
-        name, separator, path = text.partition("=")
-        if not (name and separator and path):
+        name, _, folder = text.partition("=")
+        if not (name and folder):
             raise DataError(f"--also {text}: expected NAME=CHECKPOINT")
         if name in paths or name in NAMES:
             raise DataError(f"--also {text}: the name {name!r} is taken; give another")
-        paths[name] = Path(path)
+        paths[name] = Path(folder)
 
     def build(path: Path) -> Method:
         return detector_method(load_checkpoint(path), load_calibration(path), path / "features")

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
@@ -92,8 +93,7 @@ def draw_montage(shown: Sequence[Shown], methods: Mapping[str, MethodAccuracy]) 
     grid = figure.subplots(len(shown), columns, squeeze=False, gridspec_kw={"height_ratios": heights})
     figure.subplots_adjust(left=0.012, right=1 - 0.8 / figure.get_figwidth(), bottom=0.01,
                            top=1 - 0.5 / figure.get_figheight(), wspace=0.03, hspace=0.03)  # fmt: skip
-    colours = colormaps["inferno"]
-    drawn = None
+    colours = ScalarMappable(Normalize(0, 2), "inferno")
     for row, (item, box) in enumerate(zip(shown, boxes, strict=True)):
         aspect = item.zooms[1] / item.zooms[0]
         mask = _upright(item.mask, box)
@@ -108,11 +108,11 @@ def draw_montage(shown: Sequence[Shown], methods: Mapping[str, MethodAccuracy]) 
             else:
                 plane = _relative(_upright(methods[name].slices[item.case.name], box), methods[name].thresholds)
                 plane = np.where(brain, plane, np.nan)
-                drawn = axis.imshow(plane, cmap=colours, vmin=0, vmax=2, aspect=aspect, interpolation="nearest")
+                axis.imshow(plane, cmap=colours.cmap, norm=colours.norm, aspect=aspect, interpolation="nearest")
             axis.contour(mask, [0.5], colors=_OUTLINE, linewidths=0.8)
             if row == 0:
                 axis.set_title("slice and lesion" if name is None else name, color="white", fontsize=9)
-    bar = figure.colorbar(drawn, cax=figure.add_axes((1 - 0.62 / figure.get_figwidth(), 0.2, 0.012, 0.6)))
+    bar = figure.colorbar(colours, cax=figure.add_axes((1 - 0.62 / figure.get_figwidth(), 0.2, 0.012, 0.6)))
     bar.set_ticks([0, 1, 2], labels=["healthy\nmedian", "healthy\nthreshold", "twice"])
     bar.ax.tick_params(colors="white", labelsize=6.5)
     return figure
