@@ -88,10 +88,10 @@ def draw_montage(shown: Sequence[Shown], methods: Mapping[str, MethodAccuracy]) 
     widths = [(box[0].stop - box[0].start) * item.zooms[0] for box, item in zip(boxes, shown, strict=True)]
     tile = 1.55
     figure = Figure(
-        figsize=(columns * tile + 0.9, sum(heights) / max(widths) * tile + 0.75), facecolor="#0d0e11", dpi=110
+        figsize=(columns * tile + 1.35, sum(heights) / max(widths) * tile + 0.75), facecolor="#0d0e11", dpi=110
     )
     grid = figure.subplots(len(shown), columns, squeeze=False, gridspec_kw={"height_ratios": heights})
-    figure.subplots_adjust(left=0.012, right=1 - 0.8 / figure.get_figwidth(), bottom=0.01,
+    figure.subplots_adjust(left=0.25 / figure.get_figwidth(), right=1 - 1.1 / figure.get_figwidth(), bottom=0.01,
                            top=1 - 0.5 / figure.get_figheight(), wspace=0.03, hspace=0.03)  # fmt: skip
     colours = ScalarMappable(Normalize(0, 2), "inferno")
     for row, (item, box) in enumerate(zip(shown, boxes, strict=True)):
@@ -104,7 +104,8 @@ def draw_montage(shown: Sequence[Shown], methods: Mapping[str, MethodAccuracy]) 
             axis.set_axis_off()
             if name is None:
                 axis.imshow(image, cmap="gray", vmax=np.percentile(image[brain], 99.5), aspect=aspect)
-                axis.text(0.02, 0.02, item.case.lesion, color="white", fontsize=8, transform=axis.transAxes)
+                axis.text(-0.04, 0.5, item.case.lesion, color="white", fontsize=9, transform=axis.transAxes,
+                          ha="right", va="center", rotation=90)  # fmt: skip
             else:
                 plane = _relative(_upright(methods[name].slices[item.case.name], box), methods[name].thresholds)
                 plane = np.where(brain, plane, np.nan)
@@ -112,15 +113,17 @@ def draw_montage(shown: Sequence[Shown], methods: Mapping[str, MethodAccuracy]) 
             axis.contour(mask, [0.5], colors=_OUTLINE, linewidths=0.8)
             if row == 0:
                 axis.set_title("slice and lesion" if name is None else name, color="white", fontsize=9)
-    bar = figure.colorbar(colours, cax=figure.add_axes((1 - 0.62 / figure.get_figwidth(), 0.2, 0.012, 0.6)))
-    bar.set_ticks([0, 1, 2], labels=["healthy\nmedian", "healthy\nthreshold", "twice"])
-    bar.ax.tick_params(colors="white", labelsize=6.5)
+    bar = figure.colorbar(
+        colours, cax=figure.add_axes((1 - 0.95 / figure.get_figwidth(), 0.2, 0.15 / figure.get_figwidth(), 0.6))
+    )
+    bar.set_ticks([0, 1, 2], labels=["healthy\nmedian", "healthy\nthreshold", "twice\nas far"])
+    bar.ax.tick_params(colors="white", labelsize=8)
     return figure
 
 
 def draw_curves(methods: Mapping[str, MethodAccuracy]) -> Figure:
     """Draw pooled ROC and precision-recall curves, a line a method with its area in the legend."""
-    figure = Figure(figsize=(11, 5.2), layout="constrained", dpi=110)
+    figure = Figure(figsize=(13, 4.6), layout="constrained", dpi=110)
     left, right = figure.subplots(1, 2)
     share = 0.0
     handles: dict[str, list[Line2D]] = {"roc": [], "pr": []}
@@ -140,11 +143,11 @@ def draw_curves(methods: Mapping[str, MethodAccuracy]) -> Figure:
     right.axhline(share, color="0.7", linewidth=0.8)
     left.set(xlabel="false positive rate", ylabel="true positive rate", title="ROC and its area", aspect="equal")
     right.set(xlabel="recall", ylabel="precision", title="precision-recall and average precision", aspect="equal")
-    for axis, lines, place in ((left, handles["roc"], "lower right"), (right, handles["pr"], "upper right")):
+    for axis, lines in ((left, handles["roc"]), (right, handles["pr"])):
         axis.set(xlim=(0, 1), ylim=(0, 1.01))
         axis.spines[["top", "right"]].set_visible(False)
         lines.sort(key=lambda line: -float(str(line.get_label()).rsplit(maxsplit=1)[-1]))
-        axis.legend(handles=lines, loc=place, frameon=False, fontsize=8)
+        axis.legend(handles=lines, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8.5)
     figure.suptitle("Brain voxels of all lesioned test volumes, pooled; grey: chance", fontsize=9)
     return figure
 
