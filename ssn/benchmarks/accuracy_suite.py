@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from ssn.benchmarks.accuracy_pictures import choose_slices, draw_curves, draw_mo
 from ssn.benchmarks.accuracy_table import markdown
 from ssn.core.atomic import printable, write_text_atomic
 from ssn.core.errors import OutputError
+from ssn.train.cases import Case
+from ssn.train.datasets import open_healthy
 
 
 def output_files(output: Path) -> dict[str, Path]:
@@ -38,6 +40,21 @@ def refuse_existing(output: Path) -> None:
     for path in output_files(output).values():
         if path.exists():
             raise OutputError(f"{printable(path)}: exists already; use --force to replace it, or another name")
+
+
+def open_controls(paths: Sequence[Path]) -> dict[str, list[Case]]:
+    """Healthy volumes of each control data set, by its folder's name, or by its path where two have one name.
+
+    Raises
+    ------
+    DataError
+        If one can't be used, or has no healthy volume.
+    """
+    names = [path.resolve().name for path in paths]
+    return {
+        name if names.count(name) == 1 else str(path): open_healthy(path)
+        for name, path in zip(names, paths, strict=True)
+    }
 
 
 def compare(builds: Mapping[str, Build], splits: Splits, output: Path, tell: Tell) -> dict[str, Any]:

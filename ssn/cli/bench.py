@@ -57,9 +57,9 @@ def accuracy(
     with user_errors():
         from ssn.benchmarks.accuracy import Splits
         from ssn.benchmarks.accuracy_methods import choose_methods, known_methods, trained_detectors
-        from ssn.benchmarks.accuracy_suite import compare, output_files, refuse_existing
+        from ssn.benchmarks.accuracy_suite import compare, open_controls, output_files, refuse_existing
         from ssn.train.calibrate import load_calibration
-        from ssn.train.datasets import open_healthy, open_split
+        from ssn.train.datasets import open_split
         from ssn.train.evaluate import print_table
 
         if not force:
@@ -74,7 +74,7 @@ def accuracy(
             calibration=open_split(learned, "calibration", own_layout, contrast),
             validation=open_split(validation, "validation", layout if validation == data else None, contrast),
             test=open_split(data, "test", layout, contrast),
-            controls={path.resolve().name: open_healthy(path) for path in control or ()},
+            controls=open_controls(control or ()),
         )
         train = [case.image for case in open_split(learned, "train", own_layout, contrast)]
         sigma = load_calibration(checkpoint).sigma

@@ -150,12 +150,9 @@ def test_an_autoencoder_reconstructs_what_it_was_trained_on_and_not_the_lesion(c
     from ssn.benchmarks.autoencoder import AutoencoderBudget, fit_autoencoder
 
     healthy = HealthyVolumes.read([case.image for case in cases["train"]])
-    residuals = [
-        fit_autoencoder(healthy, AutoencoderBudget(epochs=epochs))(healthy.blocks[0]).mean() for epochs in (1, 25)
-    ]
-    assert residuals[1] < 0.5 * residuals[0], "it learns"
-    method = residual_method(fit_autoencoder(healthy, AutoencoderBudget(epochs=25)), 4.0)
-    scored = method(cases["test"][0].image)
+    untaught, taught = (fit_autoencoder(healthy, AutoencoderBudget(epochs=epochs)) for epochs in (1, 15))
+    assert taught(healthy.blocks[0]).mean() < 0.5 * untaught(healthy.blocks[0]).mean(), "it learns"
+    scored = residual_method(taught, 4.0)(cases["test"][0].image)
     assert voxel_auroc(scored.score_map, lesion_mask(cases["test"][0], scored), scored.brain) > 0.7
 
 
@@ -193,6 +190,20 @@ def test_the_shown_slices_are_of_different_kinds_and_cut_the_lesion(cases):
     assert {item.case.lesion for item in shown[:2]} == {"tumour", "stroke"}
     assert all(item.mask.any() for item in shown)
     assert shown[0].zooms == ZOOMS[:2]
+
+
+def test_controls_of_one_name_stay_apart(tmp_path):
+    first, second = (plain(tmp_path / folder / "healthy", healthy=number) for folder, number in (("a", 1), ("b", 2)))
+    assert {name: len(cases) for name, cases in accuracy_suite.open_controls([first]).items()} == {"healthy": 1}
+    assert [len(cases) for cases in accuracy_suite.open_controls([first, second]).values()] == [1, 2]
+
+
+def test_a_control_without_a_healthy_volume_is_refused(tmp_path):
+    (tmp_path / "masks").mkdir()
+    volume(tmp_path / "p.nii.gz", lesion=True)
+    mask(tmp_path / "masks" / "p.nii.gz")
+    with pytest.raises(DataError, match="has no healthy volume"):
+        accuracy_suite.open_controls([tmp_path])
 
 
 def one_line(result, *words):
