@@ -44,19 +44,21 @@ def choose_slices(test: Sequence[Case]) -> list[Shown]:
     Kinds of lesion take turns; within a kind the volume of median size comes first, then its neighbours, so that
     nobody has picked what looks well.
     """
-    masks = {case.name: read_mask(case.mask) for case in test if case.mask is not None}
+    sizes = {case.name: int(read_mask(case.mask).sum()) for case in test if case.mask is not None}
     lesioned = sorted((case for case in test if case.mask is not None), key=lambda case: case.lesion)
     queues = []
     for _, group in groupby(lesioned, key=lambda case: case.lesion):
-        ordered = sorted(group, key=lambda case: (int(masks[case.name].sum()), case.name))
+        ordered = sorted(group, key=lambda case: (sizes[case.name], case.name))
         middle = (len(ordered) - 1) / 2
         queues.append(sorted(ordered, key=lambda case: abs(ordered.index(case) - middle)))
     turns = [queue[turn] for turn in range(SHOWN) for queue in queues if turn < len(queue)]
-    return [_slice_of(case, masks[case.name]) for case in turns[:SHOWN]]
+    return [_slice_of(case) for case in turns[:SHOWN]]
 
 
-def _slice_of(case: Case, mask: NDArray[np.bool_]) -> Shown:
+def _slice_of(case: Case) -> Shown:
+    assert case.mask is not None
     volume = read_volume(case.image)
+    mask = read_mask(case.mask, volume.data.shape)
     index = int(mask.sum((0, 1)).argmax())
     return Shown(case, index, volume.data[:, :, index].copy(), mask[:, :, index], volume.zooms[:2])
 
