@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from ssn.cli import bench_speed
-from ssn.cli.console import print_version, progress_bar, user_errors
+from ssn.cli.console import print_version, reporting, user_errors
 from ssn.cli.options import ContrastOption, Data, LayoutOption
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -27,63 +27,63 @@ def main(
 def accuracy(
     checkpoint: Annotated[Path, typer.Argument(help="Folder written by ssn-train fit and calibrate.")],
     data: Data,
-    output: Annotated[Path, typer.Option("--output", "-o", help="JSON file to write.")] = Path("accuracy.json"),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="JSON file to write; table and pictures go beside it.")
+    ] = Path("accuracy.json"),
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="Method to compare with, or all; z-score and pca if none is given. May be repeated."),
+    ] = None,
+    also: Annotated[
+        list[str] | None, typer.Option(help="Another trained checkpoint, as NAME=CHECKPOINT. May be repeated.")
+    ] = None,
+    control: Annotated[
+        list[Path] | None,
+        typer.Option(help="Data set whose healthy volumes should not score like lesions. May be repeated."),
+    ] = None,
     learned: Annotated[
-        Path | None, typer.Option(help="Data set of the train and validation splits, if another.")
+        Path | None, typer.Option(help="Data set of the train, calibration and validation splits, if another.")
     ] = None,
     validation: Annotated[Path | None, typer.Option(help="Data set of the validation split, if yet another.")] = None,
     layout: LayoutOption = None,
     contrast: ContrastOption = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the JSON file.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the files.")] = False,
 ) -> None:
-    """Measure a checkpoint and two simple references on the same test volumes with the same code.
+    """Measure a checkpoint and other methods on the same test volumes with the same code.
 
-    The references (voxel-wise z-score, PCA residual) learn from the train split; every method's Dice threshold is
-    chosen on the validation split.
+    Methods learn from the train split. Every method has three Dice thresholds: of the healthy calibration split, the
+    best on the validation split, and, marked as not to be used, the best on the test volumes themselves.
     """
     with user_errors():
-        import json
-
-        from ssn.core.atomic import write_text_atomic
+        from ssn.benchmarks.accuracy import Splits
+        from ssn.benchmarks.accuracy_methods import choose_methods, known_methods, trained_detectors
+        from ssn.benchmarks.accuracy_suite import compare, open_controls, output_files, refuse_existing
         from ssn.train.calibrate import load_calibration
-        from ssn.train.checkpoint import load_checkpoint
         from ssn.train.datasets import open_split
-        from ssn.train.evaluate import (
-            as_json,
-            detector_method,
-            evaluate,
-            print_table,
-            validation_threshold,
-        )
-        from ssn.train.references import HealthyVolumes, reference_method
+        from ssn.train.evaluate import print_table
 
-        calibration = load_calibration(checkpoint)
-        test = open_split(data, "test", layout, contrast)
+        if not force:
+            refuse_existing(output)
+        names = choose_methods(method)
+        detectors = trained_detectors(checkpoint, also or ())
         learned = learned or data
         validation = validation or learned
         # A forced layout is the first data set's; another lies as it lies.
-        chosen_on = open_split(validation, "validation", layout if validation == data else None, contrast)
-        train = open_split(learned, "train", layout if learned == data else None, contrast)
-        results = {}
-        with progress_bar() as bar:
-            task = bar.add_task("healthy volumes", total=len(train) + 3 * (len(test) + len(chosen_on)))
-
-            def step() -> None:
-                bar.advance(task)
-
-            healthy = HealthyVolumes.read([case.image for case in train], step)
-            methods = {
-                "ssn": detector_method(load_checkpoint(checkpoint), calibration, checkpoint / "features"),
-                "z-score": reference_method("z-score", healthy, calibration.sigma),
-                "pca": reference_method("pca", healthy, calibration.sigma),
-            }
-            for name, method in methods.items():
-                bar.update(task, description=name)
-                threshold = validation_threshold(method, chosen_on, step)
-                results[name] = as_json(evaluate(method, test, threshold, step), threshold)
-        write_text_atomic(output, json.dumps(results, indent=1) + "\n", overwrite=force)
+        own_layout = layout if learned == data else None
+        splits = Splits(
+            calibration=open_split(learned, "calibration", own_layout, contrast),
+            validation=open_split(validation, "validation", layout if validation == data else None, contrast),
+            test=open_split(data, "test", layout, contrast),
+            controls=open_controls(control or ()),
+        )
+        train = [case.image for case in open_split(learned, "train", own_layout, contrast)]
+        sigma = load_calibration(checkpoint).sigma
+        with reporting() as tell:
+            results = compare(detectors | known_methods(names, train, sigma, tell), splits, output, tell)
         for name, result in results.items():
             print_table(name, result["summary"])
+        for path in output_files(output).values():
+            typer.echo(f"{path}: written")
 
 
 @app.command()

@@ -100,6 +100,15 @@ def select(dataset: Dataset, split: Split) -> list[Case]:
     return cases
 
 
+def _open(path: Path, layout: Layout | None, contrast: str | None) -> Dataset:
+    dataset = of_contrast(read_dataset(path, layout), contrast)
+    if dataset.flat:
+        raise DataError(
+            f"{printable(path)}: holds 2D images (layout {dataset.layout}); only ssn-train finetune takes them"
+        )
+    return dataset
+
+
 def open_split(path: Path, split: Split, layout: Layout | None = None, contrast: str | None = None) -> list[Case]:
     """Cases of one split of a 3D data set, checked by header and name.
 
@@ -108,11 +117,23 @@ def open_split(path: Path, split: Split, layout: Layout | None = None, contrast:
     DataError
         If the layout is another, the split empty, or anything in it unusable; the file is named.
     """
-    dataset = of_contrast(read_dataset(path, layout), contrast)
-    if dataset.flat:
-        raise DataError(
-            f"{printable(path)}: holds 2D images (layout {dataset.layout}); only ssn-train finetune takes them"
-        )
+    dataset = _open(path, layout, contrast)
     cases = select(dataset, split)
+    refuse_unusable(dataset, cases)
+    return cases
+
+
+def open_healthy(path: Path, layout: Layout | None = None, contrast: str | None = None) -> list[Case]:
+    """Cases without a mask of a 3D data set, of whatever split, checked by header and name.
+
+    Raises
+    ------
+    DataError
+        As `open_split`, and if every volume has a mask.
+    """
+    dataset = _open(path, layout, contrast)
+    cases = [case for case in dataset.cases if case.mask is None]
+    if not cases:
+        raise DataError(f"{printable(path)}: has no healthy volume (one without a mask)")
     refuse_unusable(dataset, cases)
     return cases

@@ -44,6 +44,7 @@ class ScoredVolume:
 
 
 Method = Callable[[Path], ScoredVolume]
+METRICS = ("auroc", "auprc", "dice", "pro", "slice_auroc", "slice_auprc")
 
 
 @dataclass(frozen=True)
@@ -139,8 +140,10 @@ def measure_volume(scored: ScoredVolume, case: Case, threshold: float) -> Volume
     )
 
 
-def validation_threshold(method: Method, cases: Sequence[Case], progress: Callable[[], None] = lambda: None) -> float:
-    """Threshold with the best mean Dice over the validation volumes that have a lesion."""
+def lesioned_voxels(
+    method: Method, cases: Sequence[Case], progress: Callable[[], None] = lambda: None
+) -> tuple[list[NDArray[np.float32]], list[NDArray[np.bool_]]]:
+    """Map values and labels of the brain voxels, both (n,), of each validation volume that has a lesion."""
     scores, masks = [], []
     for case in cases:
         if case.mask is not None:
@@ -150,7 +153,12 @@ def validation_threshold(method: Method, cases: Sequence[Case], progress: Callab
         progress()
     if not scores:
         raise DataError("no validation volume has a lesion, so no Dice threshold can be chosen")
-    return metrics.best_dice_threshold(scores, masks)
+    return scores, masks
+
+
+def validation_threshold(method: Method, cases: Sequence[Case], progress: Callable[[], None] = lambda: None) -> float:
+    """Threshold with the best mean Dice over the validation volumes that have a lesion."""
+    return metrics.best_dice_threshold(*lesioned_voxels(method, cases, progress))
 
 
 def evaluate(
@@ -169,8 +177,17 @@ def _mean(rows: Sequence[VolumeAccuracy], name: str) -> float | None:
     return round(float(np.mean(values)), 4) if values else None
 
 
-def summarise(rows: Sequence[VolumeAccuracy]) -> dict[str, Any]:
-    """Means over volumes: of all lesions, by kind, by size; and lesioned against healthy volumes."""
+def summarise(
+    rows: Sequence[VolumeAccuracy],
+    names: Sequence[str] = METRICS,
+    healthy_names: Sequence[str] = ("false_positive_ml",),
+) -> dict[str, Any]:
+    """Means over volumes: of all lesions, by kind, by size; and lesioned against healthy volumes.
+
+    Parameters
+    ----------
+    names, healthy_names : what of the rows is averaged, of lesioned volumes and of healthy ones
+    """
     from sklearn.metrics import roc_auc_score
 
     lesioned = [row for row in rows if row.lesion]
@@ -184,13 +201,12 @@ def summarise(rows: Sequence[VolumeAccuracy]) -> dict[str, Any]:
         "15 ml and more": [row for row in lesioned if row.volume_ml >= 15],
     }
     groups |= {kind: [row for row in lesioned if row.lesion == kind] for kind in sorted({r.lesion for r in lesioned})}
-    names = ("auroc", "auprc", "dice", "pro", "slice_auroc", "slice_auprc")
     summary: dict[str, Any] = {
         label: {"volumes": len(group)} | {name: _mean(group, name) for name in names}
         for label, group in groups.items()
         if group
     }
-    summary["healthy"] = {"volumes": len(healthy), "false_positive_ml": _mean(healthy, "false_positive_ml")}
+    summary["healthy"] = {"volumes": len(healthy)} | {name: _mean(healthy, name) for name in healthy_names}
     if healthy and lesioned:
         labels = [1] * len(lesioned) + [0] * len(healthy)
         auroc = roc_auc_score(labels, [row.score for row in [*lesioned, *healthy]])
@@ -208,12 +224,11 @@ def print_table(title: str, summary: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    names = ("volumes", "auroc", "auprc", "dice", "pro", "slice_auroc", "slice_auprc")
     titles = ("volumes", "AUROC", "AUPRC", "Dice", "PRO", "slice\nAUROC", "slice\nAUPRC")
     table = Table("lesions", *titles, title=title)
     for label, values in summary.items():
         if isinstance(values, dict) and "auroc" in values:
-            cells = ["-" if values[name] is None else f"{values[name]:.3f}" for name in names[1:]]
+            cells = ["-" if values[name] is None else f"{values[name]:.3f}" for name in METRICS]
             table.add_row(label, str(values["volumes"]), *cells)
     console = Console()
     console.print(table)

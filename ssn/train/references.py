@@ -1,7 +1,8 @@
-"""Two simple references that a detector must beat: voxel-wise z-score, and PCA reconstruction residual.
+"""Simple references that a detector must beat: voxel-wise z-score, PCA residual, and the intensity itself.
 
-Both work on the volumes in the canonical grid at `SPACING` mm, learn from the same healthy volumes, smooth with the
-same Gaussian, and come back to the input's grid through the same geometry as the detector's map.
+All work on the volumes in the canonical grid at `SPACING` mm, learn from the same healthy volumes (the intensity
+learns nothing), smooth with the same Gaussian, and come back to the input's grid through the same geometry as the
+detector's map.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from ssn.core.volume import read_volume
 from ssn.train.evaluate import Method, ScoredVolume
 
 ReferenceName = Literal["z-score", "pca"]
+Blocks = NDArray[np.float32]  # (windows, cells, cells)
 SPACING = 3  # mm; it divides the grid
 PCA_COMPONENTS = 64
 _GRID = GridConfig()
@@ -38,7 +40,7 @@ def _blocks(stack: SliceStack) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class HealthyVolumes:
-    """The healthy volumes' blocks (n, windows, cells, cells), all that both references learn from."""
+    """The healthy volumes' blocks (n, windows, cells, cells), all that references learn from."""
 
     blocks: NDArray[np.float32]
 
@@ -50,6 +52,40 @@ class HealthyVolumes:
             blocks.append(_blocks(cut_slices(read_volume(path), _GRID, _CELLS)))
             progress()
         return cls(np.stack(blocks))
+
+
+def residual_method(residual: Callable[[Blocks], Blocks], sigma: float) -> Method:
+    """Make a method of a function from a volume's blocks to their scores.
+
+    Parameters
+    ----------
+    sigma : mm, of the Gaussian over the scores
+    """
+
+    def method(path: Path) -> ScoredVolume:
+        volume = read_volume(path)
+        stack = cut_slices(volume, _GRID, _CELLS)
+        places = stack.occupied_places(0.5)
+        score_map = smooth_map(residual(_blocks(stack)).ravel()[places], places, stack, sigma)
+        return ScoredVolume.of(score_map, stack.brain, volume)
+
+    return method
+
+
+def intensity_method(*, bright: bool, sigma: float) -> Method:
+    """Call bright, or dark, voxels anomalous: the intensity itself, 0..1 between the brain's own percentiles."""
+
+    def method(path: Path) -> ScoredVolume:
+        volume = read_volume(path)
+        stack = cut_slices(volume, _GRID, _CELLS)
+        places = stack.occupied_places(0.5)
+        # Of the part that is brain: at the rim a block's mean has background in it, which is no dark tissue.
+        inside = stack.occupancy.ravel()[places - stack.first * _CELLS**2]
+        intensity = _blocks(stack).ravel()[places] / inside
+        values = intensity if bright else 1 - intensity
+        return ScoredVolume.of(smooth_map(values, places, stack, sigma), stack.brain, volume)
+
+    return method
 
 
 def reference_method(name: ReferenceName, healthy: HealthyVolumes, sigma: float) -> Method:
@@ -68,7 +104,7 @@ def reference_method(name: ReferenceName, healthy: HealthyVolumes, sigma: float)
         # A floor, because where few brains reach the spread is 0 and any brain would be infinitely odd.
         deviation = np.maximum(blocks.std(0), 0.05)
 
-        def residual(x: NDArray[np.float32]) -> NDArray[np.float32]:
+        def residual(x: Blocks) -> Blocks:
             return np.abs(x - mean) / deviation
 
     else:
@@ -78,17 +114,10 @@ def reference_method(name: ReferenceName, healthy: HealthyVolumes, sigma: float)
         components = min(PCA_COMPONENTS, len(blocks) - 1)
         model = PCA(components, svd_solver="randomized", random_state=0).fit(blocks[:, inside])
 
-        def residual(x: NDArray[np.float32]) -> NDArray[np.float32]:
+        def residual(x: Blocks) -> Blocks:
             result = np.zeros_like(x)
             row = x[inside][None]
             result[inside] = np.abs(row - model.inverse_transform(model.transform(row)))[0]
             return result
 
-    def method(path: Path) -> ScoredVolume:
-        volume = read_volume(path)
-        stack = cut_slices(volume, _GRID, _CELLS)
-        places = stack.occupied_places(0.5)
-        score_map = smooth_map(residual(_blocks(stack)).ravel()[places], places, stack, sigma)
-        return ScoredVolume.of(score_map, stack.brain, volume)
-
-    return method
+    return residual_method(residual, sigma)

@@ -1,0 +1,110 @@
+"""The methods that `ssn-bench accuracy` knows by name, and how each is made from the healthy volumes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from ssn.benchmarks.accuracy import Tell
+from ssn.benchmarks.autoencoder import AutoencoderBudget, fit_autoencoder
+from ssn.benchmarks.peers import PeerBudget, PeerName, fit_peer, healthy_slices, peer_method, require_anomalib
+from ssn.core.errors import DataError
+from ssn.train.calibrate import load_calibration
+from ssn.train.checkpoint import load_checkpoint
+from ssn.train.evaluate import Method, detector_method
+from ssn.train.references import HealthyVolumes, intensity_method, reference_method, residual_method
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+OURS = "ssn"
+DEFAULT = ("z-score", "pca")
+PEERS: tuple[PeerName, ...] = get_args(PeerName)
+NAMES = (*DEFAULT, "bright voxels", "dark voxels", "autoencoder 3d", *PEERS)
+Build = Callable[[], Method]
+
+
+def choose_methods(names: Sequence[str] | None) -> tuple[str, ...]:
+    """Methods by name: the default two if none is named, every one for "all".
+
+    Raises
+    ------
+    DataError
+        If a name is unknown.
+    BackendError
+        If a peer is wanted and anomalib not installed.
+    """
+    if not names:
+        return DEFAULT
+    unknown = [name for name in names if name not in (*NAMES, "all")]
+    if unknown:
+        raise DataError(f"{', '.join(unknown)}: no such method; there are: {', '.join(NAMES)}, all")
+    chosen = NAMES if "all" in names else tuple(dict.fromkeys(names))
+    if set(chosen) & set(PEERS):
+        require_anomalib()
+    return chosen
+
+
+def trained_detectors(checkpoint: Path, also: Sequence[str]) -> dict[str, Build]:
+    """Look at the checkpoint (`OURS`) and those of `also` ("NAME=CHECKPOINT"), and say how to make each a method.
+
+    Raises
+    ------
+    DataError
+        If one is no calibrated checkpoint, or a name is missing or taken.
+    """
+    paths = {OURS: checkpoint}
+    for text in also:
+        name, _, folder = text.partition("=")
+        if not (name and folder):
+            raise DataError(f"--also {text}: expected NAME=CHECKPOINT")
+        if name in paths or name in NAMES:
+            raise DataError(f"--also {text}: the name {name!r} is taken; give another")
+        paths[name] = Path(folder)
+
+    def build(path: Path) -> Method:
+        return detector_method(load_checkpoint(path), load_calibration(path), path / "features")
+
+    for path in paths.values():
+        load_checkpoint(path)
+        load_calibration(path)
+    return {name: partial(build, path) for name, path in paths.items()}
+
+
+def known_methods(names: Sequence[str], train: Sequence[Path], sigma: float, tell: Tell) -> dict[str, Build]:
+    """Say how to make each named method; what several learn from is read once, when the first is made.
+
+    Parameters
+    ----------
+    train : healthy volumes
+    sigma : mm, of the Gaussian over every method's scores
+    """
+
+    @cache
+    def blocks() -> HealthyVolumes:
+        done = iter(range(1, len(train) + 1))
+        return HealthyVolumes.read(train, lambda: tell("healthy volumes", next(done), len(train)))
+
+    @cache
+    def slices() -> Tensor:
+        return healthy_slices(train, PeerBudget(), partial(tell, "healthy slices"))
+
+    def autoencoder() -> Method:
+        residual = fit_autoencoder(blocks(), AutoencoderBudget(), partial(tell, "autoencoder 3d: training"))
+        return residual_method(residual, sigma)
+
+    def peer(name: PeerName) -> Method:
+        budget = PeerBudget()
+        return peer_method(name, fit_peer(name, slices(), budget, partial(tell, f"{name}: training")), budget, sigma)
+
+    makers: dict[str, Build] = {
+        "z-score": lambda: reference_method("z-score", blocks(), sigma),
+        "pca": lambda: reference_method("pca", blocks(), sigma),
+        "bright voxels": lambda: intensity_method(bright=True, sigma=sigma),
+        "dark voxels": lambda: intensity_method(bright=False, sigma=sigma),
+        "autoencoder 3d": autoencoder,
+        **{name: partial(peer, name) for name in PEERS},
+    }
+    return {name: makers[name] for name in names}

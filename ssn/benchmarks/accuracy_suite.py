@@ -1,0 +1,90 @@
+"""The comparison of `ssn-bench accuracy`: every method on the same volumes, to JSON, table and pictures."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ssn.benchmarks.accuracy import MethodAccuracy, Splits, Tell, measure
+from ssn.benchmarks.accuracy_methods import Build
+from ssn.benchmarks.accuracy_pictures import choose_slices, draw_curves, draw_montage, write_figure
+from ssn.benchmarks.accuracy_table import markdown
+from ssn.core.atomic import printable, write_text_atomic
+from ssn.core.errors import OutputError
+from ssn.train.cases import Case
+from ssn.train.datasets import open_healthy
+
+
+def output_files(output: Path) -> dict[str, Path]:
+    """Files that a comparison writes, by what they hold; all beside the JSON."""
+    stem = output.with_suffix("").name
+    return {
+        "json": output,
+        "table": output.with_name(f"{stem}.md"),
+        "curves": output.with_name(f"{stem}-curves.png"),
+        "montage": output.with_name(f"{stem}-montage.png"),
+    }
+
+
+def refuse_existing(output: Path) -> None:
+    """Say which file exists already, before anything is computed.
+
+    Raises
+    ------
+    OutputError
+        With the file named.
+    """
+    for path in output_files(output).values():
+        if path.exists():
+            raise OutputError(f"{printable(path)}: exists already; use --force to replace it, or another name")
+
+
+def open_controls(paths: Sequence[Path]) -> dict[str, list[Case]]:
+    """Healthy volumes of each control data set, by its folder's name, or by its path where two have one name.
+
+    Raises
+    ------
+    DataError
+        If one can't be used, or has no healthy volume.
+    """
+    names = [path.resolve().name for path in paths]
+    return {
+        name if names.count(name) == 1 else str(path): open_healthy(path)
+        for name, path in zip(names, paths, strict=True)
+    }
+
+
+def compare(builds: Mapping[str, Build], splits: Splits, output: Path, tell: Tell) -> dict[str, Any]:
+    """Measure the methods one after the other and write everything; existing files are replaced.
+
+    The JSON is written anew after each method: what is cut off leaves what it measured. A method is made when its
+    turn comes and dropped after it.
+
+    Parameters
+    ----------
+    builds : how to make each method, in the order of the table
+
+    Returns
+    -------
+    What the JSON holds: by method, thresholds, summary, pooled areas, controls, seconds and volumes.
+    """
+    files = output_files(output)
+    shown = choose_slices(splits.test)
+    places = {item.case.name: item.index for item in shown}
+    results: dict[str, Any] = {}
+    measured: dict[str, MethodAccuracy] = {}
+    for name, build in builds.items():
+        started = time.perf_counter()
+        method = build()
+        learned = time.perf_counter()
+        measured[name] = measure(name, method, splits, places, tell)
+        seconds = {"learning": learned - started, "measuring": time.perf_counter() - learned}
+        results[name] = measured[name].as_json() | {"seconds": {k: round(v, 1) for k, v in seconds.items()}}
+        write_text_atomic(files["json"], json.dumps(results, indent=1) + "\n", overwrite=True)
+    write_text_atomic(files["table"], markdown(results), overwrite=True)
+    write_figure(files["curves"], draw_curves(measured), overwrite=True)
+    write_figure(files["montage"], draw_montage(shown, measured), overwrite=True)
+    return results

@@ -1,0 +1,101 @@
+"""Accuracy of several methods as Markdown tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+_TITLES = {
+    "auroc": "AUROC",
+    "auprc": "AUPRC",
+    "pro": "PRO",
+    "slice_auroc": "slice AUROC",
+    "slice_auprc": "slice AUPRC",
+    "dice_healthy": "Dice, healthy threshold",
+    "dice": "Dice, validation threshold",
+    "dice_oracle": "Dice, oracle (not to be used)",
+}
+# Groups of all lesions by size, and what is no group of lesions.
+_SIZES = ("all", "1 ml and more", "4 ml and more", "below 4 ml", "4 to 15 ml", "15 ml and more")
+Results = Mapping[str, Mapping[str, Any]]
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}", *(f"| {' | '.join(row)} |" for row in rows), ""]
+
+
+def groups(results: Results) -> list[str]:
+    """List the groups of lesions that the methods were measured on: sizes first, then kinds."""
+    found = next(iter(results.values()))["summary"]
+    named = [name for name, values in found.items() if isinstance(values, Mapping) and "auroc" in values]
+    return sorted(named, key=lambda name: (_SIZES.index(name) if name in _SIZES else len(_SIZES), name))
+
+
+def overall(results: Results) -> list[str]:
+    """Rows of the table of all lesions, a method a row."""
+    header = ["method", *_TITLES.values(), "ml wrong in a healthy volume", "volume AUROC"]
+    rows = []
+    for method, found in results.items():
+        summary = found["summary"]
+        values = [_number(summary["all"][name]) for name in _TITLES]
+        wrong = _number(summary["healthy"]["false_positive_ml_healthy"], 1)
+        rows.append([method, *values, wrong, _number(summary.get("volume_auroc"))])
+    return _table(header, rows)
+
+
+def by_group(results: Results, metric: str) -> list[str]:
+    """Rows of one metric's table, a method a row and a group of lesions a column."""
+    names = groups(results)
+    volumes = next(iter(results.values()))["summary"]
+    header = ["method", *(f"{name} ({volumes[name]['volumes']})" for name in names)]
+    rows = [[method, *(_number(found["summary"][name][metric]) for name in names)] for method, found in results.items()]
+    return _table(header, rows)
+
+
+def controls(results: Results) -> list[str]:
+    """Rows of the table of healthy volumes from elsewhere."""
+    header = [
+        "control",
+        "method",
+        "volumes",
+        "AUROC against healthy test volumes (0.5 is right)",
+        "AUROC of lesioned test volumes against the control",
+        "ml wrong in a control volume",
+    ]
+    names = list(next(iter(results.values()))["controls"])
+    rows = []
+    for name in names:
+        for method, found in results.items():
+            values = found["controls"][name]
+            ranks = (_number(values["auroc_against_healthy"]), _number(values["auroc_of_lesions"]))
+            rows.append([name, method, str(values["volumes"]), *ranks, _number(values["false_positive_ml_healthy"], 1)])
+    return _table(header, rows)
+
+
+def markdown(results: Results) -> str:
+    """Everything as Markdown, to be included in a page."""
+    lines = [
+        "Means over test volumes, brain voxels only. The healthy threshold is the 99.5 % quantile of a method's map "
+        "over healthy calibration volumes; ml wrong are those above it. The oracle's threshold was fitted to the test "
+        "volumes themselves: it bounds what a threshold could do, and is not to be compared with another column.",
+        "",
+        *overall(results),
+        "AUPRC by size and kind of lesion (number of volumes):",
+        "",
+        *by_group(results, "auprc"),
+        "Dice at the healthy threshold by size and kind of lesion:",
+        "",
+        *by_group(results, "dice_healthy"),
+    ]
+    if next(iter(results.values()))["controls"]:
+        lines += [
+            "Healthy volumes from elsewhere. Where the first AUROC is far from 0.5, on either side, the method's "
+            "volume score measures the source, and an AUROC between data sets would too:",
+            "",
+            *controls(results),
+        ]
+    return "\n".join(lines)
