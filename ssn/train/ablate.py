@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssn.core.atomic import write_text_atomic
+from ssn.core.calibrate import HealthyVolume, calibrate
 from ssn.core.errors import DataError
 from ssn.core.metrics import slice_scores
 from ssn.core.volume import read_volume
 from ssn.train.aggregation import SlicePool
-from ssn.train.calibrate import calibrate
 from ssn.train.cases import Case
 from ssn.train.checkpoint import RECORD_FILE, Detector
 from ssn.train.distributed import ONE_PROCESS, Ranks
@@ -204,7 +204,7 @@ def run_arm(
 def _measure(detector: Detector, data: AblationData, cache: Path) -> dict[str, Any]:
     reader = FeatureReader(detector.network, cache)
     healthy = (read_volume(case.image) for case in data.calibration)
-    volumes = ((volume, *detector_log_likelihood(detector, volume, reader)) for volume in healthy)
+    volumes = (HealthyVolume.of(volume, *detector_log_likelihood(detector, volume, reader)) for volume in healthy)
     windows, cells = detector.config.grid.windows, detector.network.cells
     calibration = calibrate(volumes, windows=windows, cells=cells, sigma=SIGMA, rate=RATE)
     return measure_method(detector_method(detector, calibration, cache), data.validation, data.test)
