@@ -70,9 +70,10 @@ def calibrate(
             )
         engines = find_engines(opened)
         write_calibrated(output, opened, calibration, record, name=name or output.resolve().name, overwrite=force)
+        share = f"{calibration.threshold_rate:.2%} of healthy brain above it"
         typer.echo(
-            f"{output}: map threshold {calibration.threshold:.2f} ({calibration.threshold_rate:.2%} of healthy brain "
-            f"above it), volume threshold {calibration.volume_threshold:.2f} (5 % of {len(paths)} healthy volumes above)"
+            f"{output}: map threshold {calibration.threshold:.2f} ({share}), volume threshold "
+            f"{calibration.volume_threshold:.2f} (5 % of {len(paths)} healthy volumes above it)"
         )
         for entry in engines:
             precision = entry.record.key.precision if entry.record else "fp16"
