@@ -56,7 +56,12 @@ def calibrate_on(
     spec, present = bundle.spec, bundle.calibration
     healthy: list[HealthyVolume] = []
     seen: dict[str, Path] = {}
-    for index, (path, (volume, _)) in enumerate(zip(paths, read_ahead(paths), strict=True)):
+    done = 0
+
+    def advance(share: float) -> None:
+        progress(done + share)
+
+    for path, (volume, _) in zip(paths, read_ahead(paths), strict=True):
         try:
             if isinstance(volume, SsnError):
                 raise volume
@@ -64,13 +69,12 @@ def calibrate_on(
                 raise VolumeError(f"{printable(path)}: is the same file as {printable(seen[volume.sha256])}")
             seen[volume.sha256] = path
             stack = cut_slices(volume, spec.grid, spec.cells, spec.normalisation)
-            found = run_batches(
-                backend, stack, spec.occupancy, batch, StageTimes(), lambda share, done=index: progress(done + share)
-            )
+            found = run_batches(backend, stack, spec.occupancy, batch, StageTimes(), advance)
             healthy.append(HealthyVolume.of(volume, stack, *found))
         except VolumeError as error:  # the others are looked at too, so that one run names all that are bad
             refused(error)
-        progress(index + 1)
+        done += 1
+        progress(done)
     if len(healthy) < len(paths):
         raise DataError(
             f"{len(paths) - len(healthy)} of {len(paths)} volumes are not usable, so nothing is calibrated; "
