@@ -11,17 +11,15 @@ from ssn.cli.console import progress_bar, user_errors
 
 
 def calibrate(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder to calibrate; it stays as it is.")],
     healthy: Annotated[
         list[Path],
         typer.Argument(metavar="HEALTHY...", help="Healthy skull-stripped NIfTI volumes, or folders of them."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Bundle folder to write.")],
+    model: Annotated[
+        Path | None, typer.Option(help="Bundle to calibrate, which stays as it is; the packaged T1 model if not given.")
+    ] = None,
     name: Annotated[str, typer.Option(help="Name of the model; the folder's name if not given.")] = "",
-    prior: Annotated[
-        float,
-        typer.Option(metavar="N", help="Let the bundle's own statistics count as N more volumes.", min=0, max=1000),
-    ] = 0.0,
     backend: Annotated[
         Literal["auto", "tensorrt", "onnxruntime", "openvino"],
         typer.Option(help="What computes; auto takes the best that is here."),
@@ -46,8 +44,9 @@ def calibrate(
         from ssn.runtime.calibrate import calibrate_on, write_calibrated
         from ssn.runtime.choose import Request, open_backend
         from ssn.runtime.cohort import find_volumes
+        from ssn.runtime.packaged import DEFAULT_BUNDLE
 
-        opened = load_bundle(bundle)
+        opened = load_bundle(model or DEFAULT_BUNDLE)
         paths = find_volumes(healthy)
         refuse_existing_bundle(output, overwrite=force)
         choice = open_backend(opened, Request(backend, device, threads, batch))
@@ -63,7 +62,6 @@ def calibrate(
                 paths,
                 opened,
                 runner,
-                prior=prior,
                 batch=batch or runner.max_slices or DEFAULT_BATCH,
                 refused=refused,
                 progress=lambda done: bar.update(task, completed=done),

@@ -21,22 +21,6 @@ _HISTOGRAM = np.linspace(-20, 100, 24001)
 
 
 @dataclass(frozen=True)
-class Prior:
-    """What is known of each place before any volume is seen.
-
-    Attributes
-    ----------
-    mean, deviation : (windows, G, G)
-        Of the log-likelihood per dimension.
-    volumes : as how many volumes it counts
-    """
-
-    mean: NDArray[np.float32]
-    deviation: NDArray[np.float32]
-    volumes: float
-
-
-@dataclass(frozen=True)
 class HealthyVolume:
     """What calibration needs of a healthy volume: no slices and no intensities, so that many fit into memory.
 
@@ -64,7 +48,6 @@ class HealthyVolume:
 def place_statistics(
     log_likelihoods: Sequence[tuple[NDArray[np.int64], NDArray[np.float32]]],
     shape: tuple[int, int, int],
-    prior: Prior | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Mean and standard deviation of the log-likelihood at each place of the canonical grid.
 
@@ -72,7 +55,6 @@ def place_statistics(
     ----------
     log_likelihoods : of each healthy volume, places (L,) and log-likelihood per dimension (L,)
     shape : (windows, G, G)
-    prior : counts besides the volumes; its part in the result falls as they grow more
 
     Returns
     -------
@@ -92,15 +74,9 @@ def place_statistics(
         return apply_separable(sums.reshape(shape), (windows, rows, columns))
 
     weight = shared(count) + PRIOR_WEIGHT
-    first = shared(total) + PRIOR_WEIGHT * everywhere.mean()
-    second = shared(square) + PRIOR_WEIGHT * (everywhere**2).mean()
-    if prior is not None:
-        known = prior.mean.astype(np.float64)
-        weight = weight + prior.volumes
-        first += prior.volumes * known
-        second += prior.volumes * (known**2 + prior.deviation.astype(np.float64) ** 2)
-    mean = first / weight
-    deviation = np.sqrt((second / weight - mean**2).clip(1e-8, None))
+    mean = (shared(total) + PRIOR_WEIGHT * everywhere.mean()) / weight
+    second = (shared(square) + PRIOR_WEIGHT * (everywhere**2).mean()) / weight
+    deviation = np.sqrt((second - mean**2).clip(1e-8, None))
     return mean.astype(np.float32), deviation.astype(np.float32)
 
 
@@ -111,7 +87,6 @@ def calibrate(
     cells: int,
     sigma: float,
     rate: float,
-    prior: Prior | None = None,
 ) -> Calibration:
     """Calibrate on healthy volumes, leaving each one's own log-likelihoods out of what it is compared with.
 
@@ -119,12 +94,11 @@ def calibrate(
     ----------
     sigma : mm, of the map's Gaussian
     rate : share of healthy brain voxels that may be above the threshold
-    prior : statistics that the volumes' own are shrunk towards
     """
     kept = list(volumes)
     shape = (windows, cells, cells)
     everyone = [(healthy.places, healthy.log_likelihood) for healthy in kept]
-    mean, deviation = place_statistics(everyone, shape, prior)
+    mean, deviation = place_statistics(everyone, shape)
     whole = Calibration(mean, deviation, 1.0, sigma, 0.0, rate, np.zeros(1, np.float32))
     folds = min(_FOLDS, len(kept))
     histogram = np.zeros(len(_HISTOGRAM) - 1)
@@ -132,7 +106,7 @@ def calibrate(
     scores = np.zeros(len(kept), np.float32)
     for fold in range(folds):
         others = [pair for index, pair in enumerate(everyone) if index % folds != fold] or everyone
-        without = Calibration(*place_statistics(others, shape, prior), 1.0, sigma, 0.0, rate, whole.healthy_scores)
+        without = Calibration(*place_statistics(others, shape), 1.0, sigma, 0.0, rate, whole.healthy_scores)
         for index in range(fold, len(kept), folds):
             healthy = kept[index]
             brain = healthy.stack.brain

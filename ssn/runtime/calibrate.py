@@ -11,7 +11,7 @@ from typing import Any
 from ssn import __version__
 from ssn.core.atomic import printable
 from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, Bundle, write_bundle
-from ssn.core.calibrate import HealthyVolume, Prior, calibrate
+from ssn.core.calibrate import HealthyVolume, calibrate
 from ssn.core.errors import DataError, SsnError, VolumeError
 from ssn.core.scoring import Calibration
 from ssn.core.slices import cut_slices
@@ -28,7 +28,6 @@ def calibrate_on(
     bundle: Bundle,
     backend: Backend,
     *,
-    prior: float = 0.0,
     batch: int = DEFAULT_BATCH,
     refused: Callable[[SsnError], None] = lambda error: None,
     progress: Callable[[float], None] = lambda done: None,
@@ -37,7 +36,6 @@ def calibrate_on(
 
     Parameters
     ----------
-    prior : as how many volumes the bundle's present statistics count
     batch : slices at once; it bounds memory and does not change the result
     refused : gets the error of each volume that is not usable
     progress : gets how many volumes are done, the current one's share included
@@ -86,11 +84,9 @@ def calibrate_on(
         cells=spec.cells,
         sigma=present.sigma,
         rate=present.threshold_rate,
-        prior=Prior(present.mean, present.deviation, prior) if prior > 0 else None,
     )
     record = {
         "volumes": len(healthy),
-        "prior_volumes": prior,
         "date": datetime.now(UTC).date().isoformat(),
         "backend": backend.describe(),
         "version": __version__,

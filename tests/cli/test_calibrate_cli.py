@@ -21,8 +21,8 @@ def run(command, *arguments):
     return CliRunner().invoke(command, [str(argument) for argument in arguments])
 
 
-def calibrate(*arguments):
-    return run(app, "calibrate", *arguments, "--backend", "onnxruntime", "--threads", 1)
+def calibrate(bundle, *arguments):
+    return run(app, "calibrate", "--model", bundle, *arguments, "--backend", "onnxruntime", "--threads", 1)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_the_new_bundle_has_the_same_graphs_and_statistics_of_its_own(calibrated
 def test_its_record_says_what_was_calibrated_when_and_on_how_much(calibrated, scans):
     old, new = calibrated
     record = new.manifest["calibration"]
-    assert (record["volumes"], record["prior_volumes"]) == (5, 0)
+    assert record["volumes"] == 5
     assert record["of_bundle"] == {"name": "tiny", "sha256": old.digest}
     assert len(record["date"]) == len("2026-11-25")
     assert len(set(record["volume_sha256"])) == 5
@@ -122,9 +122,8 @@ def test_nothing_is_overwritten_without_force(calibrated, scans, tmp_path):
     assert result.exit_code == 1
     assert "--force" in result.stderr
     assert (folder / CALIBRATION_FILE).read_bytes() == before
-    assert calibrate(folder, scans, "-o", folder, "--prior", 5, "--force").exit_code == 0
+    assert calibrate(folder, scans, "-o", folder, "--force").exit_code == 0
     again = load_bundle(folder)
-    assert again.manifest["calibration"]["prior_volumes"] == 5
     assert again.manifest["calibration"]["of_bundle"]["sha256"] == calibrated[1].digest
     (tmp_path / "notes").mkdir()
     assert "not a model bundle" in calibrate(folder, scans, "-o", tmp_path / "notes", "--force").stderr
@@ -136,7 +135,7 @@ def test_no_torch_is_loaded(tiny_bundle, scans, tmp_path):
         "try:\n    app()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
         "print(sorted({'torch', 'onnx', 'timm', 'FrEIA', 'sklearn'} & {n.split('.')[0] for n in sys.modules}))"
     )
-    arguments = ("calibrate", tiny_bundle, scans, "-o", tmp_path / "new", "--backend", "onnxruntime")
+    arguments = ("calibrate", "--model", tiny_bundle, scans, "-o", tmp_path / "new", "--backend", "onnxruntime")
     command = [sys.executable, "-c", script, *map(str, arguments)]
     found = subprocess.run(command, capture_output=True, text=True, check=True)
     assert found.stdout.splitlines()[-1] == "[]"

@@ -3,7 +3,7 @@ import pytest
 from brains import brain_array, save
 from scipy.ndimage import gaussian_filter
 
-from ssn.core.calibrate import NEIGHBOURHOOD, PRIOR_WEIGHT, HealthyVolume, Prior, calibrate, place_statistics
+from ssn.core.calibrate import NEIGHBOURHOOD, PRIOR_WEIGHT, HealthyVolume, calibrate, place_statistics
 from ssn.core.geometry import GridConfig, gaussian_matrix
 from ssn.core.scoring import anomaly_map
 from ssn.core.slices import cut_slices
@@ -41,19 +41,6 @@ def test_statistics_of_a_place_are_those_of_scipys_gaussian():
 def test_a_gaussian_with_zero_borders_is_scipys_constant(size):
     expected = gaussian_filter(np.eye(size), (1.7, 0), mode="constant")
     np.testing.assert_allclose(gaussian_matrix(size, 1.7, border="zero"), expected, atol=1e-12)
-
-
-def test_a_prior_counts_as_the_volumes_that_it_stands_for():
-    rng = np.random.default_rng(1)
-    answers = list(healthy_answers(6, rng))
-    alone = place_statistics(answers, SHAPE)
-    prior = Prior(np.full(SHAPE, 3, np.float32), np.full(SHAPE, 0.5, np.float32), 0)
-    np.testing.assert_array_equal(place_statistics(answers, SHAPE, prior)[0], alone[0])
-    mean, deviation = place_statistics(answers, SHAPE, Prior(prior.mean, prior.deviation, 1e6))
-    np.testing.assert_allclose(mean, 3, atol=1e-3)
-    np.testing.assert_allclose(deviation, 0.5, atol=1e-3)
-    between = place_statistics(answers, SHAPE, Prior(prior.mean, prior.deviation, 6))[0]
-    assert ((between > alone[0]) & (between < 3)).all()
 
 
 def test_healthy_maps_have_mean_0_and_deviation_1_and_the_wanted_share_above_the_threshold(tmp_path):
