@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -13,13 +13,17 @@ from ssn.cli.options import ContrastOption, Data, DeviceOption, LayoutOption
 
 
 class QuestionName(StrEnum):
-    """`ssn.train.ablate.Question` for typer, which takes no list of literals."""
+    """`ssn.train.arms.Question` for typer, which takes no list of literals."""
 
     LOSS = "loss"
     ENCODER = "encoder"
     AGGREGATION = "aggregation"
     CODE = "code"
     ANOMALIES = "anomalies"
+    FLOW = "flow"
+    CALIBRATION = "calibration"
+    NORMALISATION = "normalisation"
+    RIM = "rim"
 
 
 def ablate(
@@ -40,8 +44,14 @@ def ablate(
         Path | None, typer.Option(help="encoder.safetensors of ssn-train finetune, for --question encoder.")
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the volumes.", min=1)] = None,
+    batch: Annotated[int | None, typer.Option(help="Locations a step.", min=2)] = None,
     measure_on: Annotated[
-        Path | None, typer.Option(help="Data set of the validation and test splits, if another.")
+        Path | None,
+        typer.Option(help="Data set of the test split, and of the validation split where it has one, if another."),
+    ] = None,
+    calibrate_on: Annotated[Path | None, typer.Option(help="Data set of the calibration split, if another.")] = None,
+    reuse: Annotated[
+        Path | None, typer.Option(help="Output folder of another ablation, to take models and features from.")
     ] = None,
     layout: LayoutOption = None,
     contrast: ContrastOption = None,
@@ -49,45 +59,32 @@ def ablate(
 ) -> None:
     """Switch off one idea of the method at a time, over seeds, and write a table with means and spread, and a figure.
 
-    Writes OUT/ablation.json, ablation.md and ablation.png; OUT/runs holds one JSON for each arm and seed.
+    Writes OUT/ablation.json, ablation.md and ablation.png; OUT/runs holds one JSON for each arm and seed. Started
+    several times with the same arguments, as one process a core, the processes share the runs.
     """
     with user_errors():
         from dataclasses import replace
 
-        from ssn.train.ablate import AblationData, plan_arms, run_arm
+        from ssn.train.ablate import run_arms
+        from ssn.train.ablation_data import open_ablation_data
         from ssn.train.ablation_report import write_report
-        from ssn.train.datasets import open_split
+        from ssn.train.arms import plan_arms
         from ssn.train.distributed import processes
         from ssn.train.presets import preset as settings
 
         config, options = settings(preset)
-        if epochs is not None:
-            options = replace(options, epochs=epochs)
+        options = replace(options, epochs=epochs or options.epochs, batch=batch or options.batch)
         weights = encoder_weights if encoder_weights in ("imagenet", "none") else Path(encoder_weights)
         arms = plan_arms([q.value for q in dict.fromkeys(question)], config, options, weights, tuned)  # type: ignore[arg-type]
-        # Another data set lies as it lies: a forced layout is the first one's.
-        measured, measured_layout = (measure_on, None) if measure_on else (data, layout)
-        cases = AblationData(
-            train=open_split(data, "train", layout, contrast),
-            calibration=open_split(data, "calibration", layout, contrast),
-            validation=open_split(measured, "validation", measured_layout, contrast),
-            test=open_split(measured, "test", measured_layout, contrast),
-        )
-        runs = list({arm.run: arm for arm in arms}.values())
+        cases = open_ablation_data(data, layout, contrast, measure_on=measure_on, calibrate_on=calibrate_on)
+        count = len({arm.run for arm in arms})
         with processes(device) as ranks, progress_bar(ranks.rank == 0) as bar:
-            task = bar.add_task("runs", total=len(runs) * seeds)
-            results: dict[str, list[dict[str, Any]]] = {}
-            for arm in runs:
-                results[arm.run] = []
-                for seed in range(seeds):
-                    name = f"{arm.run} seed {seed}"
-                    results[arm.run].append(
-                        run_arm(
-                            arm, seed, cases, output, ranks=ranks,
-                            progress=lambda doing, name=name: bar.update(task, description=f"{name}: {doing}"),  # type: ignore[misc]
-                        )
-                    )  # fmt: skip
-                    bar.advance(task)
+            task = bar.add_task("runs", total=count * seeds)
+            results = run_arms(
+                arms, seeds, cases, output, reuse=reuse, ranks=ranks,
+                progress=lambda doing: bar.update(task, description=doing),
+                on_run=lambda: bar.advance(task),
+            )  # fmt: skip
         if ranks.rank == 0:
             write_report(output, arms, results)
-            typer.echo(f"{output / 'ablation.md'}: {len(runs)} arms, {seeds} seeds each")
+            typer.echo(f"{output / 'ablation.md'}: {count} arms, {seeds} seeds each")

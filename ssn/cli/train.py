@@ -74,13 +74,18 @@ def fit(
     share: Annotated[float | None, typer.Option(help="Share of locations an epoch.", min=0, max=1)] = None,
     mix: Annotated[int | None, typer.Option(help="Volumes shuffled together.", min=1)] = None,
     precision: Annotated[Literal["fp32", "bf16"] | None, typer.Option(help="Of the flow's products.")] = None,
+    tune_encoder: Annotated[
+        int,
+        typer.Option(help="Rounds (8 steps of 24 slices) of training encoder and flow together, at the end.", min=0),
+    ] = 0,
+    encoder_learning_rate: Annotated[float | None, typer.Option(help="Adam's, in those rounds.", min=0)] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, order and noise.", min=0)] = 0,
     resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in the output folder.")] = False,
     device: DeviceOption = "auto",
     accumulate: Annotated[int, typer.Option(help="Pieces that a step is computed in, for less memory.", min=1)] = 1,
     cache: Cache = None,
 ) -> None:
-    """Train the flow on the data set's healthy volumes (split `train`); the encoder is frozen.
+    """Train the flow on the data set's healthy volumes (split `train`); the encoder is frozen, or trained last.
 
     Several GPUs: torchrun --nproc-per-node N -m ssn.cli.train fit ... (the result is that of one process).
     """
@@ -102,13 +107,14 @@ def fit(
         given = {
             "epochs": epochs, "batch": batch, "learning_rate": learning_rate,
             "noise": noise, "share": share, "mix": mix, "anomalies": anomalies, "precision": precision,
+            "encoder_learning_rate": encoder_learning_rate,
         }  # fmt: skip
         chosen = {name: value for name, value in given.items() if value is not None}
-        options = replace(options, loss=loss, seed=seed, **chosen)  # type: ignore[arg-type]
+        options = replace(options, loss=loss, seed=seed, tune_encoder=tune_encoder, **chosen)  # type: ignore[arg-type]
         weights = encoder_weights if encoder_weights in ("imagenet", "none") else Path(encoder_weights)
         with processes(device) as ranks, progress_bar(ranks.rank == 0) as bar:
             features = bar.add_task("features", total=len(cases))
-            training = bar.add_task("training", total=options.epochs)
+            training = bar.add_task("training", total=options.epochs + options.tune_encoder)
 
             def show(at: Progress) -> None:
                 text = f"epoch {at.epoch + 1}  loss {at.loss:.4f}  log-likelihood {at.likelihood:.4f}"
@@ -129,9 +135,12 @@ def fit(
             )
         if ranks.rank > 0:
             return
-        last = detector.record["history"][-1]
+        tuning = detector.record.get("tuning", [])
+        last = [*detector.record["history"], *tuning][-1]
+        rounds = f" and {len(tuning)} rounds with the encoder" if tuning else ""
         typer.echo(
-            f"{output}: {options.epochs} epochs, loss {last['loss']:.4f}, log-likelihood {last['log_likelihood']:.4f}"
+            f"{output}: {options.epochs} epochs{rounds}, loss {last['loss']:.4f}, "
+            f"log-likelihood {last['log_likelihood']:.4f}"
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +18,9 @@ NEIGHBOURHOOD = (1.0, 1.0, 1.0)
 PRIOR_WEIGHT = 3.0  # volumes' worth of the whole brain's statistics, for places that few volumes reach
 _FOLDS = 5
 _HISTOGRAM = np.linspace(-20, 100, 24001)
+
+LogLikelihoods = Sequence[tuple[NDArray[np.int64], NDArray[np.float32]]]  # of each volume: places, values
+Statistics = Callable[[LogLikelihoods, tuple[int, int, int]], tuple[NDArray[np.float32], NDArray[np.float32]]]
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,7 @@ class HealthyVolume:
 
 
 def place_statistics(
-    log_likelihoods: Sequence[tuple[NDArray[np.int64], NDArray[np.float32]]],
-    shape: tuple[int, int, int],
+    log_likelihoods: LogLikelihoods, shape: tuple[int, int, int]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Mean and standard deviation of the log-likelihood at each place of the canonical grid.
 
@@ -80,6 +82,15 @@ def place_statistics(
     return mean.astype(np.float32), deviation.astype(np.float32)
 
 
+def brain_statistics(
+    log_likelihoods: LogLikelihoods, shape: tuple[int, int, int]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """One mean and standard deviation for the whole brain, as `place_statistics` gives them; for comparison."""
+    everywhere = np.concatenate([values for _, values in log_likelihoods])
+    mean, deviation = everywhere.mean(dtype=np.float64), everywhere.std(dtype=np.float64)
+    return np.full(shape, mean, np.float32), np.full(shape, deviation, np.float32)
+
+
 def calibrate(
     volumes: Iterable[HealthyVolume],
     *,
@@ -87,6 +98,7 @@ def calibrate(
     cells: int,
     sigma: float,
     rate: float,
+    statistics: Statistics = place_statistics,
 ) -> Calibration:
     """Calibrate on healthy volumes, leaving each one's own log-likelihoods out of what it is compared with.
 
@@ -94,11 +106,12 @@ def calibrate(
     ----------
     sigma : mm, of the map's Gaussian
     rate : share of healthy brain voxels that may be above the threshold
+    statistics : what healthy log-likelihoods are at each place
     """
     kept = list(volumes)
     shape = (windows, cells, cells)
     everyone = [(healthy.places, healthy.log_likelihood) for healthy in kept]
-    mean, deviation = place_statistics(everyone, shape)
+    mean, deviation = statistics(everyone, shape)
     whole = Calibration(mean, deviation, 1.0, sigma, 0.0, rate, np.zeros(1, np.float32))
     folds = min(_FOLDS, len(kept))
     histogram = np.zeros(len(_HISTOGRAM) - 1)
@@ -106,7 +119,7 @@ def calibrate(
     scores = np.zeros(len(kept), np.float32)
     for fold in range(folds):
         others = [pair for index, pair in enumerate(everyone) if index % folds != fold] or everyone
-        without = Calibration(*place_statistics(others, shape), 1.0, sigma, 0.0, rate, whole.healthy_scores)
+        without = Calibration(*statistics(others, shape), 1.0, sigma, 0.0, rate, whole.healthy_scores)
         for index in range(fold, len(kept), folds):
             healthy = kept[index]
             brain = healthy.stack.brain

@@ -5,7 +5,7 @@ brain): background is an easy true negative and would flatter every one of them.
 the mean over volumes is the caller's. Where it is undefined it raises ValueError, so that no NaN enters a
 mean unseen.
 
-scikit-learn and scipy belong to the train and dev extras, hence the imports inside the functions.
+scipy's labelling is imported where it is needed, so that the other metrics need numpy alone.
 """
 
 from collections.abc import Sequence
@@ -18,6 +18,7 @@ Array = NDArray[Any]
 
 # Lesion-score quantiles a volume from which the default candidate thresholds are taken.
 _QUANTILES_A_VOLUME = 101
+PRO_LIMIT = 0.3  # false positive rate up to which PRO is integrated
 
 
 class _Voxels(NamedTuple):
@@ -27,8 +28,48 @@ class _Voxels(NamedTuple):
     labels: NDArray[np.bool_]
 
 
+class VoxelAccuracy(NamedTuple):
+    """The ranking metrics of one volume."""
+
+    auroc: float
+    auprc: float
+    pro: float
+
+
+class _Ranking(NamedTuple):
+    """Voxels in the brain from the highest score on; at each of T distinct scores, how many are at or above it.
+
+    Attributes
+    ----------
+    descending : (N,) int64, order of the voxels
+    last_of_ties : (T,) int64, where in that order each distinct score ends
+    true_positives, false_positives : (T,) int64
+    """
+
+    descending: NDArray[np.int64]
+    last_of_ties: NDArray[np.int64]
+    true_positives: NDArray[np.int64]
+    false_positives: NDArray[np.int64]
+
+
+def _rank(voxels: _Voxels) -> _Ranking:
+    descending = np.argsort(voxels.scores)[::-1]
+    ordered = voxels.scores[descending]
+    last_of_ties = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), ordered.size - 1)
+    true_positives = np.cumsum(voxels.labels[descending], dtype=np.int64)[last_of_ties]
+    return _Ranking(descending, last_of_ties, true_positives, last_of_ties + 1 - true_positives)
+
+
+def voxel_accuracy(score: Array, mask: Array, within: Array) -> VoxelAccuracy:
+    """Compute `voxel_auroc`, `voxel_auprc` and `pro` of one volume, which is sorted once for all three."""
+    voxels = _voxels(score, mask, within)
+    ranking = _rank(voxels)
+    overlap = _mean_overlap(ranking, mask, within)
+    return VoxelAccuracy(_auroc(ranking), _auprc(ranking), _pro(ranking, overlap, PRO_LIMIT))
+
+
 def voxel_auroc(score: Array, mask: Array, within: Array) -> float:
-    """Area under the ROC curve over the voxels of one volume (scikit-learn's `roc_auc_score`).
+    """Area under the ROC curve over the voxels of one volume: the share of pairs in right order, ties half.
 
     Parameters
     ----------
@@ -41,21 +82,26 @@ def voxel_auroc(score: Array, mask: Array, within: Array) -> float:
     ValueError
         If `within` holds no lesion voxel, or nothing else, or a score that is not finite.
     """
-    from sklearn.metrics import roc_auc_score
+    return _auroc(_rank(_voxels(score, mask, within)))
 
-    voxels = _voxels(score, mask, within)
-    return float(roc_auc_score(voxels.labels, voxels.scores))
+
+def _auroc(ranking: _Ranking) -> float:
+    true, false = (np.append(0, counts) / counts[-1] for counts in (ranking.true_positives, ranking.false_positives))
+    return float(np.sum(np.diff(false) * (true[1:] + true[:-1]) / 2))
 
 
 def voxel_auprc(score: Array, mask: Array, within: Array) -> float:
-    """Area under the precision-recall curve as average precision (scikit-learn's `average_precision_score`).
+    """Area under the precision-recall curve as average precision: the sum of recall gained times precision there.
 
     Parameters and errors as in `voxel_auroc`.
     """
-    from sklearn.metrics import average_precision_score
+    return _auprc(_rank(_voxels(score, mask, within)))
 
-    voxels = _voxels(score, mask, within)
-    return float(average_precision_score(voxels.labels, voxels.scores))
+
+def _auprc(ranking: _Ranking) -> float:
+    found = ranking.true_positives
+    precision = found / (found + ranking.false_positives)
+    return float(np.sum(np.diff(np.append(0, found)) * precision) / found[-1])
 
 
 def dice(prediction: Array, mask: Array) -> float:
@@ -120,7 +166,7 @@ def best_dice_threshold(scores: Sequence[Array], masks: Sequence[Array], candida
     return float(thresholds[np.argmax(total)])
 
 
-def pro(score: Array, mask: Array, within: Array, max_false_positive_rate: float = 0.3) -> float:
+def pro(score: Array, mask: Array, within: Array, max_false_positive_rate: float = PRO_LIMIT) -> float:
     """Per-region overlap: how well each lesion is covered, large or small, up to a false positive rate.
 
     Bergmann et al., *Uninformed Students* (CVPR 2020), and *The MVTec Anomaly Detection Dataset* (IJCV 2021).
@@ -145,11 +191,16 @@ def pro(score: Array, mask: Array, within: Array, max_false_positive_rate: float
     ValueError
         As in `voxel_auroc`, and if the limit is out of range.
     """
-    from scipy.ndimage import label
-
     if not 0 < max_false_positive_rate <= 1:
         raise ValueError(f"max_false_positive_rate must lie in (0, 1], got {max_false_positive_rate}")
-    voxels = _voxels(score, mask, within)
+    ranking = _rank(_voxels(score, mask, within))
+    return _pro(ranking, _mean_overlap(ranking, mask, within), max_false_positive_rate)
+
+
+def _mean_overlap(ranking: _Ranking, mask: Array, within: Array) -> NDArray[np.float64]:
+    """Share of a region that is found at each distinct score, mean over regions: (T,)."""
+    from scipy.ndimage import label
+
     lesion = np.asarray(mask).astype(bool)
     regions = label(lesion, structure=np.ones((3,) * lesion.ndim))[0][np.asarray(within).astype(bool)]
     sizes = np.bincount(regions)
@@ -157,23 +208,23 @@ def pro(score: Array, mask: Array, within: Array, max_false_positive_rate: float
     # A voxel of region r is worth 1 / (number of regions * size of r): the mean overlap becomes a plain sum.
     worth = 1 / (np.count_nonzero(sizes) * np.maximum(sizes, 1))
     worth[0] = 0
+    found: NDArray[np.float64] = np.cumsum(worth[regions[ranking.descending]])[ranking.last_of_ties]
+    return found
 
-    descending = np.argsort(voxels.scores)[::-1]
-    ordered = voxels.scores[descending]
-    last_of_ties = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), ordered.size - 1)
-    false_positives = np.cumsum(~voxels.labels[descending])[last_of_ties]
-    overlap = np.append(0.0, np.cumsum(worth[regions[descending]])[last_of_ties])
-    rate = np.append(0.0, false_positives / false_positives[-1])
+
+def _pro(ranking: _Ranking, overlap: NDArray[np.float64], limit: float) -> float:
+    overlap = np.append(0.0, overlap)
+    rate = np.append(0.0, ranking.false_positives / ranking.false_positives[-1])
 
     # Points up to the limit, and the one where the next segment crosses it.
-    inside = int(np.searchsorted(rate, max_false_positive_rate, side="right"))
+    inside = int(np.searchsorted(rate, limit, side="right"))
     x, y = rate[:inside], overlap[:inside]
     if inside < rate.size:
-        along = (max_false_positive_rate - x[-1]) / (rate[inside] - x[-1])
-        x = np.append(x, max_false_positive_rate)
+        along = (limit - x[-1]) / (rate[inside] - x[-1])
+        x = np.append(x, limit)
         y = np.append(y, y[-1] + along * (overlap[inside] - y[-1]))
     area = np.sum(np.diff(x) * (y[1:] + y[:-1]) / 2)
-    return float(area / max_false_positive_rate)
+    return float(area / limit)
 
 
 def slice_scores(score_map: Array, within: Array, axis: int) -> Array:

@@ -10,29 +10,40 @@ from typing import Any
 import numpy as np
 
 from ssn.core.atomic import atomic_path, write_text_atomic
-from ssn.train.ablate import RECALL, Arm
+from ssn.train.ablation_measure import RECALL
+from ssn.train.arms import Arm
 
 COLUMNS = {
-    "auprc": "AUPRC",
     "auroc": "AUROC",
+    "auprc": "AUPRC",
     "dice": "Dice",
-    "pro": "PRO",
-    "slice_auprc": "slice AUPRC",
-    "volume_auroc": "volume AUROC",
     "false_positive_rate": f"false positive rate at {RECALL:.0%} recall",
     "rank_correlation": "rank correlation of slice and volume scores",
+    "healthy_ml": "false positive ml in healthy volumes",
+    "volume_auroc": "volume AUROC",
 }
-Values = dict[str, list[float]]
+LESION_COLUMNS = ("auroc", "auprc", "dice", "pro")  # of each kind of lesion, in the JSON
 
 
 def run_values(result: dict[str, Any]) -> dict[str, float | None]:
     """Pick the table's numbers out of one run's result."""
     summary = result["summary"]
     lesions = summary.get("all", {})
-    return {name: lesions.get(name) for name in ("auprc", "auroc", "dice", "pro", "slice_auprc")} | {
-        "volume_auroc": summary.get("volume_auroc"),
+    return {name: lesions.get(name) for name in ("auroc", "auprc", "dice")} | {
         "false_positive_rate": result["false_positive_rate_at_recall"],
         "rank_correlation": result["slice_volume_rank_correlation"],
+        "healthy_ml": summary["healthy"]["false_positive_ml"],
+        "volume_auroc": summary.get("volume_auroc"),
+    }
+
+
+def statistic(values: Sequence[float | None]) -> dict[str, Any]:
+    """Values of the seeds that have one, their mean and sample standard deviation (of one seed there is none)."""
+    known = [float(value) for value in values if value is not None]
+    return {
+        "values": known,
+        "mean": float(np.mean(known)) if known else None,
+        "deviation": float(np.std(known, ddof=1)) if len(known) > 1 else None,
     }
 
 
@@ -40,17 +51,15 @@ def collect(arms: Sequence[Arm], results: dict[str, list[dict[str, Any]]]) -> li
     """Mean and spread of every arm; `results` holds the runs of each arm by its `run` name, a seed each."""
     rows = []
     for arm in arms:
-        values = [run_values(result) for result in results[arm.run]]
+        runs = results[arm.run]
+        values = [run_values(result) for result in runs]
         row: dict[str, Any] = {"question": arm.question, "arm": arm.value, "base": arm.run == "base"}
-        row["seeds"] = [result["seed"] for result in results[arm.run]]
-        for name in COLUMNS:
-            known = [float(number) for value in values if (number := value[name]) is not None]
-            row[name] = {
-                "values": known,
-                "mean": float(np.mean(known)) if known else None,
-                # Sample deviation: of one seed there is none.
-                "deviation": float(np.std(known, ddof=1)) if len(known) > 1 else None,
-            }
+        row["seeds"] = [result["seed"] for result in runs]
+        row |= {name: statistic([value[name] for value in values]) for name in COLUMNS}
+        row["lesions"] = {
+            kind: {name: statistic([run["summary"][kind][name] for run in runs]) for name in LESION_COLUMNS}
+            for kind in runs[0]["lesions"]
+        }
         rows.append(row)
     return rows
 
@@ -64,7 +73,10 @@ def _cell(statistic: dict[str, Any]) -> str:
 
 def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
     """Make a table a question: mean over seeds ± sample standard deviation."""
-    about = "Mean over seeds ± standard deviation; * is the base, from which every other arm differs in this one thing."
+    about = (
+        "Mean over seeds ± standard deviation; * is the base, from which every other arm differs in this one thing. "
+        "Dice and false positive ml are at the threshold that is best for Dice on the validation volumes."
+    )
     lines = ["# Ablation", "", about, ""]
     for question in dict.fromkeys(row["question"] for row in rows):
         lines += [f"| {question} | seeds | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
@@ -76,26 +88,55 @@ def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+PANELS = 3  # a row
+_BAR = 0.42  # inches of height
+
+
 def draw(path: Path, rows: Sequence[dict[str, Any]], column: str = "auprc") -> None:
-    """Draw one panel a question: each seed a point, each arm's mean a bar."""
+    """Draw one panel a question: each arm's mean a bar, each seed a point, the base's mean a line through all."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot
 
     questions = list(dict.fromkeys(row["question"] for row in rows))
+    groups = [[row for row in rows if row["question"] == question] for question in questions]
+    lines = [groups[start : start + PANELS] for start in range(0, len(groups), PANELS)]
+    heights = [0.9 + _BAR * max(len(group) for group in line) for line in lines]
+    columns = min(PANELS, len(groups))
     figure, axes = pyplot.subplots(
-        1, len(questions), figsize=(1 + 2.6 * len(questions), 3.6), sharey=True, squeeze=False, layout="constrained"
+        len(lines), columns, figsize=(0.6 + 3.6 * columns, sum(heights) + 0.3), sharex=True, squeeze=False,
+        layout="constrained", height_ratios=heights,
+    )  # fmt: skip
+    base = next((row[column]["mean"] for row in rows if row["base"]), None)
+    places = [max(len(group) for group in line) for line in lines for _ in line]
+    for panel, question, group, most in zip(axes.flat, questions, groups, places, strict=False):
+        for place, row in enumerate(group):
+            values, mean = row[column]["values"], row[column]["mean"]
+            panel.barh(place, mean or 0, color="#4477aa" if row["base"] else "#bbccdd", height=0.7)
+            panel.plot(values, [place] * len(values), "o", color="black", markersize=3)
+            if mean is not None:
+                panel.text(
+                    0.01,
+                    place,
+                    f" {mean:.3f}",
+                    va="center",
+                    transform=panel.get_yaxis_transform(),
+                    fontsize=8,
+                    color="white" if row["base"] else "black",
+                )
+        if base is not None:
+            panel.axvline(base, color="#4477aa", linewidth=0.8, linestyle="--")
+        panel.set_yticks(range(len(group)), [row["arm"] for row in group])
+        # As many places in every panel of a line, so that bars are of one thickness; the first arm on top.
+        panel.set_ylim(most - 0.4, -0.6)
+        panel.set_title(question, fontsize=10, loc="left", fontweight="bold")
+        panel.spines[["top", "right"]].set_visible(False)
+    for panel in axes.flat[len(groups) :]:
+        panel.set_visible(False)
+    figure.supxlabel(
+        f"{COLUMNS[column]}, mean (bar) and seeds (points); dark: the base, dashed through all", fontsize=9
     )
-    for panel, question in zip(axes[0], questions, strict=True):
-        own = [row for row in rows if row["question"] == question]
-        for place, row in enumerate(own):
-            values = row[column]["values"]
-            panel.bar(place, row[column]["mean"] or 0, color="#4477aa" if row["base"] else "#bbccdd", width=0.7)
-            panel.plot([place] * len(values), values, "o", color="black", markersize=3)
-        panel.set_xticks(range(len(own)), [row["arm"] for row in own], rotation=35, ha="right")
-        panel.set_title(question)
-    axes[0][0].set_ylabel(COLUMNS[column])
     try:
         with atomic_path(path, overwrite=True) as temporary:
             figure.savefig(temporary, dpi=150)

@@ -12,10 +12,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_LEAST_BRAIN = 1e-3  # of a neighbourhood, below which its mean fades to 0
+
 SlicePool = Literal["mean", "max", "attention", "none"]
 
 
-def aggregate(maps: Sequence[Tensor], *, width: int | None, window: int = 3, pool: SlicePool = "mean") -> Tensor:
+def aggregate(
+    maps: Sequence[Tensor],
+    *,
+    width: int | None,
+    window: int = 3,
+    pool: SlicePool = "mean",
+    brain: Tensor | None = None,
+) -> Tensor:
     """Aggregate the maps of consecutive slices into features.
 
     Parameters
@@ -28,6 +37,10 @@ def aggregate(maps: Sequence[Tensor], *, width: int | None, window: int = 3, poo
         Slices a window; windows do not overlap. Ignored when `pool` is "none".
     pool : "mean", "max", "attention" or "none"
         How the slices of a window become one; "none" keeps every slice.
+    brain : Tensor, optional
+        `[N, 1, H, W]`, 1 in the brain and 0 outside, H and W multiples of every map's. A neighbourhood's mean is
+        then weighted by how much of each cell is brain (extension): background has no say at the brain's rim. Where
+        a neighbourhood has no brain the result is 0.
 
     Returns
     -------
@@ -46,14 +59,27 @@ def aggregate(maps: Sequence[Tensor], *, width: int | None, window: int = 3, poo
     grid = maps[0].shape[-2:]
     layers = []
     for layer in maps:
-        # Zeros beyond the border count in the mean, as they do in an unfold.
-        pooled = F.avg_pool2d(layer, kernel_size=3, stride=1, padding=1, count_include_pad=True)
+        share = None if brain is None else F.avg_pool2d(brain, kernel_size=brain.shape[-1] // layer.shape[-1])
+        pooled = _neighbourhood_mean(layer if share is None else layer * share)
         if width is not None:
             pooled = average_channels(pooled, width // len(maps))
-        if pooled.shape[-2:] != grid:
-            pooled = F.interpolate(pooled, size=grid, mode="bilinear", align_corners=False)  # half-pixel
+        pooled = _on_grid(pooled, grid)
+        if share is not None:
+            # Normalised convolution: the sum of what is there, over how much of it there is.
+            pooled = pooled / _on_grid(_neighbourhood_mean(share), grid).clamp_min(_LEAST_BRAIN)
         layers.append(pooled)
     return pool_slices(torch.cat(layers, dim=1), window=window, pool=pool)
+
+
+def _neighbourhood_mean(layer: Tensor) -> Tensor:
+    # Zeros beyond the border count in the mean, as they do in an unfold.
+    return F.avg_pool2d(layer, kernel_size=3, stride=1, padding=1, count_include_pad=True)
+
+
+def _on_grid(layer: Tensor, grid: Sequence[int]) -> Tensor:
+    if layer.shape[-2:] == grid:
+        return layer
+    return F.interpolate(layer, size=grid, mode="bilinear", align_corners=False)  # half-pixel
 
 
 def average_channels(features: Tensor, channels: int) -> Tensor:

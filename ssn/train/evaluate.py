@@ -124,15 +124,16 @@ def measure_volume(scored: ScoredVolume, case: Case, threshold: float) -> Volume
         return VolumeAccuracy(case.name, "", 0.0, scored.score, *empty, float(predicted.sum()) * scored.voxel_ml)
     mask = lesion_mask(case, scored)
     inside = mask & scored.brain
+    voxels = metrics.voxel_accuracy(scored.score_map, mask, scored.brain)
     return VolumeAccuracy(
         case.name,
         case.lesion,
         float(mask.sum()) * scored.voxel_ml if case.volume_ml is None else case.volume_ml,
         scored.score,
-        metrics.voxel_auroc(scored.score_map, mask, scored.brain),
-        metrics.voxel_auprc(scored.score_map, mask, scored.brain),
+        voxels.auroc,
+        voxels.auprc,
         metrics.dice(predicted, inside),
-        metrics.pro(scored.score_map, mask, scored.brain),
+        voxels.pro,
         *_slice_metrics(scored, mask),
         float((predicted & ~mask).sum()) * scored.voxel_ml,
     )

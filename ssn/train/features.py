@@ -113,14 +113,21 @@ class FeatureReader:
         self._fingerprint = network.fingerprint()
         self._cache = cache
 
+    def _entry(self, cache: Path, path: Path, kind: str) -> Path:
+        contents = hashlib.sha256(path.read_bytes()).hexdigest()
+        return cache / f"{contents[:16]}-{self._fingerprint[:16]}{kind}.safetensors"
+
+    def has(self, path: Path) -> bool:
+        """Whether a volume's features are in the cache."""
+        return self._cache is not None and self._entry(self._cache, path, "").exists()
+
     def _kept(
         self, path: Path, kind: str, names: Sequence[str], compute: Callable[[], Sequence[Tensor]]
     ) -> Sequence[Tensor]:
         """Tensors of a cache entry, computed if it is not there or damaged."""
         if self._cache is None:
             return compute()
-        contents = hashlib.sha256(path.read_bytes()).hexdigest()
-        entry = self._cache / f"{contents[:16]}-{self._fingerprint[:16]}{kind}.safetensors"
+        entry = self._entry(self._cache, path, kind)
         try:
             stored = load_file(entry)
             return [stored[name] for name in names]

@@ -1,14 +1,14 @@
-"""Training of the flow on healthy volumes' features; the encoder is frozen (METHOD.md, Training)."""
+"""Training of the flow on healthy volumes' features; the encoder is frozen, unless asked (METHOD.md, Training)."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ssn.core.errors import DataError
 from ssn.train.batches import Altered, Pool, epoch_batches
@@ -23,12 +23,11 @@ from ssn.train.checkpoint import (
 )
 from ssn.train.distributed import ONE_PROCESS, Ranks
 from ssn.train.features import AlteredFeatures, FeatureReader, VolumeFeatures, measure_whitening
-from ssn.train.losses import PUSHING_LOSSES, Loss, total_loss, uses_noised
+from ssn.train.joint import tune_together
+from ssn.train.losses import PUSHING_LOSSES
 from ssn.train.network import FeatureNetwork, ModelConfig
 from ssn.train.presets import FitOptions
-
-# Of the true locations of a step: how many pseudo-anomalous ones come with them, and healthy ones near those.
-BLOB_SHARE, HALO_SHARE = 0.5, 0.25
+from ssn.train.step import backward, epoch_generator, make_step
 
 
 @dataclass(frozen=True)
@@ -39,91 +38,6 @@ class Progress:
     done: float  # share of the epoch, 0..1
     loss: float
     likelihood: float  # mean log-likelihood per dimension
-
-
-def _generator(seed: int, epoch: int) -> torch.Generator:
-    """Own random numbers of each epoch, so that a resumed run draws what an uninterrupted one would."""
-    return torch.Generator().manual_seed(seed * 100_003 + epoch)
-
-
-@dataclass(frozen=True)
-class _Step:
-    """What one step looks at: whitened features (L, C) and places (L,), the anomalous ones last."""
-
-    features: Tensor
-    places: Tensor
-    anomalous: int
-
-
-def _step(
-    detector: Detector,
-    raw: Tensor,
-    places: Tensor,
-    altered: Altered | None,
-    options: FitOptions,
-    epoch: int,
-    generator: torch.Generator,
-) -> _Step:
-    """Add the anomalous locations, where the loss looks at any, to a batch of healthy ones."""
-    network = detector.network
-    device = network.feature_mean.device
-    if not uses_noised(options.loss, epoch):
-        return _Step(network.whitened(raw.to(device)), places.to(device), 0)
-    if altered is None:
-        features = network.whitened(raw.to(device))
-        # Drawn on the CPU, so that every device and every process draws the same.
-        noise = torch.randn(features.shape, generator=generator).to(device) * options.noise
-        return _Step(torch.cat([features, features + noise]), places.repeat(2).to(device), len(raw))
-    blob, blob_places = altered.blob.draw(round(len(raw) * BLOB_SHARE), generator)
-    halo, halo_places = altered.halo.draw(round(len(raw) * HALO_SHARE), generator)
-    features = network.whitened(torch.cat([raw, halo, blob]).to(device))
-    return _Step(features, torch.cat([places, halo_places, blob_places]).to(device), len(blob))
-
-
-def _backward(
-    detector: Detector,
-    step: _Step,
-    options: FitOptions,
-    epoch: int,
-    generator: torch.Generator,
-    ranks: Ranks,
-    accumulate: int,
-) -> tuple[Loss, Tensor]:
-    """Leave the step's gradient in the flow's parameters; return the loss and the mean true log-likelihood.
-
-    The loss sees the log-likelihoods of the whole batch, wherever and in however many pieces they were
-    computed, so neither processes nor pieces change it. In pieces the flow runs twice: once for the loss's
-    gradient with respect to the log-likelihoods, and once, a piece at a time, to send that through the flow (the
-    gradient cache of Gao et al., *Scaling Deep Contrastive Learning Batch Size*, 2021).
-    """
-    total = len(step.places)
-    share = ranks.share(total)
-    features = step.features[share].tensor_split(accumulate)
-    places = step.places[share].tensor_split(accumulate)
-
-    def log_likelihoods(piece: int) -> Tensor:
-        # One pass over true and anomalous together is right, because the flow has no statistics over the batch.
-        with torch.autocast(step.features.device.type, torch.bfloat16, enabled=options.precision == "bf16"):
-            result: Tensor = detector.flow(features[piece], detector.codes(places[piece]))
-        return result.float()
-
-    with torch.set_grad_enabled(accumulate == 1):
-        mine = torch.cat([log_likelihoods(piece) for piece in range(accumulate)])
-    everyone = ranks.gather(mine, total).requires_grad_()
-    true, anomalous = everyone[: total - step.anomalous], everyone[total - step.anomalous :]
-    loss = total_loss(options.loss, true, anomalous if step.anomalous else None, epoch=epoch, generator=generator)
-    if not torch.isfinite(loss.total):
-        raise DataError(f"training diverged in epoch {epoch}; try a smaller --learning-rate")
-    loss.total.backward()
-    assert everyone.grad is not None
-    gradient = everyone.grad[share]
-    if accumulate == 1:
-        mine.backward(gradient)
-    else:
-        for piece, own in enumerate(gradient.tensor_split(accumulate)):
-            log_likelihoods(piece).backward(own)
-    ranks.sum_gradients(p for p in detector.flow.parameters() if p.requires_grad)
-    return loss, true.detach().mean()
 
 
 def _train_epoch(
@@ -137,13 +51,13 @@ def _train_epoch(
     ranks: Ranks,
     accumulate: int,
 ) -> dict[str, float]:
-    generator = _generator(options.seed, epoch)
+    generator = epoch_generator(options.seed, epoch)
     total = sum(max(1, round(len(v.places) * options.share)) for v in volumes)
     seen, sums = 0, {"loss": 0.0, "log_likelihood": 0.0}
     for raw, places in epoch_batches(volumes, options, generator):
-        step = _step(detector, raw, places, altered, options, epoch, generator)
+        step = make_step(detector, raw, places, altered, options, epoch, generator)
         optimiser.zero_grad(set_to_none=True)
-        loss, likelihood = _backward(detector, step, options, epoch, generator, ranks, accumulate)
+        loss, likelihood = backward(detector, step, options, epoch, generator, ranks, accumulate)
         optimiser.step()
         count = len(places)
         seen += count
@@ -210,7 +124,8 @@ def fit(
     Raises
     ------
     DataError
-        No volume; a checkpoint of other settings to resume from; divergence.
+        No volume; a checkpoint of other settings or volumes to resume from; divergence; an encoder to be trained by
+        several processes.
     VolumeError
         A volume that cannot be used, named.
     """
@@ -218,19 +133,73 @@ def fit(
         raise DataError("there is no healthy volume to train on")
     if options.anomalies == "image" and options.loss == "triplet":
         raise DataError("the triplet loss compares a feature with its own noised copy; use --anomalies noise with it")
-    settings = {name: value for name, value in asdict(options).items() if name != "epochs"}
+    if options.tune_encoder and ranks.count > 1:
+        raise DataError(
+            "encoder and flow are trained together by one process only; start --tune-encoder without torchrun"
+        )
     if resume:
         detector = load_checkpoint(folder)
         detector.flow.train()
-        if detector.config != config or detector.record.get("options") != settings:
-            raise DataError(f"{folder}: was trained with other settings; resume with the same ones")
+        _check_resumable(folder, detector, config, options, paths)
     else:
         torch.manual_seed(options.seed)
         detector = build_detector(config, FeatureNetwork(config, weights).eval(), options.seed)
-        detector.record |= {"options": settings, "history": [], "volumes": len(paths)}
+        record = {"options": options.settings(), "history": [], "volumes": len(paths), "names": _names_hash(paths)}
+        detector.record |= record
     detector.to(ranks.device)
+    if len(detector.record["history"]) < options.epochs:
+        _train_flow(
+            detector, paths, folder, options, cache, ranks, accumulate, resume=resume, on_volume=on_volume,
+            progress=progress,
+        )  # fmt: skip
+    if options.tune_encoder:
+        tune_together(
+            detector, paths, folder, options, ranks=ranks,
+            progress=lambda *at: progress(Progress(options.epochs + at[0], *at[1:])),
+        )  # fmt: skip
+    detector.flow.eval()
+    return detector.to(torch.device("cpu"))
+
+
+def _names_hash(paths: Sequence[Path]) -> str:
+    """SHA-256 of the volumes' file names in their order, which decides what each step draws."""
+    return hashlib.sha256("\n".join(path.name for path in paths).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _check_resumable(
+    folder: Path, detector: Detector, config: ModelConfig, options: FitOptions, paths: Sequence[Path]
+) -> None:
+    record = detector.record
+    # An option that the checkpoint's version did not have yet had its default.
+    if detector.config != config or FitOptions().settings() | record.get("options", {}) != options.settings():
+        raise DataError(f"{folder}: was trained with other settings; resume with the same ones")
+    if record.get("names", _names_hash(paths)) != _names_hash(paths):
+        raise DataError(
+            f"{folder}: was trained on other volumes ({record['volumes']} then, {len(paths)} now); "
+            "resume with the same ones, or train into another folder"
+        )
+    if record.get("tuning") and len(record["history"]) < options.epochs:
+        raise DataError(
+            f"{folder}: its encoder has been trained after {len(record['history'])} epochs; no more can follow"
+        )
+
+
+def _train_flow(
+    detector: Detector,
+    paths: Sequence[Path],
+    folder: Path,
+    options: FitOptions,
+    cache: Path,
+    ranks: Ranks,
+    accumulate: int,
+    *,
+    resume: bool,
+    on_volume: Callable[[int], None],
+    progress: Callable[[Progress], None],
+) -> None:
+    """Train the flow to the last epoch; a checkpoint after each."""
     volumes, pools = _read_features(FeatureReader(detector.network, cache), paths, options, ranks, on_volume)
-    if config.whiten and not resume:
+    if detector.config.whiten and not resume:
         mean, whitening = measure_whitening(volumes)
         detector.network.feature_mean.copy_(mean)
         detector.network.whitening.copy_(whitening)
@@ -248,5 +217,3 @@ def fit(
         if ranks.rank == 0:
             save_checkpoint(folder, detector, optimiser_tensors(optimiser))
         ranks.wait()
-    detector.flow.eval()
-    return detector.to(torch.device("cpu"))

@@ -36,6 +36,8 @@ class ModelConfig:
         Channels of the sin/cos code of a window's depth (extension; 0 is the published method).
     occupancy : float
         A map cell counts as brain when this share of it is brain; other cells are neither trained nor computed.
+    brain_only : bool
+        Leave background out of the 3 x 3 means at the brain's rim (extension; brain is where a slice is not 0).
     """
 
     encoder: EncoderConfig = PAPER
@@ -49,6 +51,7 @@ class ModelConfig:
     plane_channels: int = 128
     depth_channels: int = 0
     occupancy: float = 0.5
+    brain_only: bool = False
 
     @classmethod
     def paper(cls) -> ModelConfig:
@@ -92,8 +95,10 @@ class FeatureNetwork(nn.Module):
 
     def raw(self, slices: Tensor) -> Tensor:
         """Map slices (N, 1, H, W) in 0..1 to features before whitening, (N / window, C, G, G)."""
+        config = self.config
+        brain = (slices > 0).float() if config.brain_only else None
         maps = self.encoder(slices)
-        return aggregate(maps, width=self.config.width, window=self.config.grid.window, pool=self.config.pool)
+        return aggregate(maps, width=config.width, window=config.grid.window, pool=config.pool, brain=brain)
 
     def forward(self, slices: Tensor) -> Tensor:
         """Map slices (N, 1, H, W) in 0..1 to features (N / window, C, G, G)."""
@@ -119,6 +124,7 @@ class FeatureNetwork(nn.Module):
                     config.width,
                     config.pool,
                     config.occupancy,
+                    *(["brain only"] if config.brain_only else []),  # else as it was before there was a choice
                 )
             ).encode()
         )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from ssn.train.losses import LossKind
 from ssn.train.network import ModelConfig
@@ -30,6 +30,11 @@ class FitOptions:
     precision : "fp32" or "bf16"
         Of the flow's matrix products; weights, sums and gradients stay in FP32. On a processor with bfloat16
         instructions "bf16" takes a third of the time.
+    tune_encoder : int
+        Rounds in which encoder and flow are trained together, after the epochs on the frozen encoder's
+        features (`ssn.train.joint`); 0 leaves the encoder as it is.
+    encoder_learning_rate : float
+        Adam's, of the encoder in those rounds.
     """
 
     epochs: int = 30
@@ -44,6 +49,12 @@ class FitOptions:
     mix: int = 1
     precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = 0
+    tune_encoder: int = 0
+    encoder_learning_rate: float = 1e-5
+
+    def settings(self) -> dict[str, Any]:
+        """Plain values of everything but the lengths of training, which a resumed run may raise."""
+        return {name: value for name, value in asdict(self).items() if name not in ("epochs", "tune_encoder")}
 
 
 # For the compact model: enough steps on the cohort in half an hour on two cores.

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from ssn.cli import bench, train
 from ssn.cli.ablate import QuestionName
-from ssn.train.ablate import QUESTIONS
+from ssn.train.arms import QUESTIONS
 
 
 def run(app, *arguments):

@@ -16,6 +16,7 @@ from ssn.core.metrics import (
     slice_auprc,
     slice_auroc,
     slice_scores,
+    voxel_accuracy,
     voxel_auprc,
     voxel_auroc,
 )
@@ -68,6 +69,21 @@ def test_importing_the_metrics_needs_numpy_alone():
     heavy = "('sklearn', 'scipy', 'torch')"
     code = f"import sys, ssn.core.metrics; sys.exit(any(name in sys.modules for name in {heavy}))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**16), levels=st.sampled_from([2, 9, 10**6]))
+def test_one_sort_gives_the_numbers_of_scikit_learn(seed, levels):
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    rng = np.random.default_rng(seed)
+    score = rng.integers(0, levels, (5, 6, 7)).astype(np.float32)
+    mask, within = rng.random((5, 6, 7)) < 0.2, rng.random((5, 6, 7)) < 0.8
+    mask[0, 0, 0], within[0, 0, :2], mask[0, 0, 1] = True, True, False
+    found = voxel_accuracy(score, mask, within)
+    assert found.auroc == pytest.approx(roc_auc_score(mask[within], score[within]), abs=1e-12)
+    assert found.auprc == pytest.approx(average_precision_score(mask[within], score[within]), abs=1e-12)
+    assert found == (voxel_auroc(score, mask, within), voxel_auprc(score, mask, within), pro(score, mask, within))
 
 
 def test_voxel_auroc_is_the_share_of_pairs_in_right_order():

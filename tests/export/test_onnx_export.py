@@ -1,10 +1,15 @@
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, load_bundle
 from ssn.core.errors import ExportError
 from ssn.export import onnx as exporting
+from ssn.train.checkpoint import build_detector
+from ssn.train.network import FeatureNetwork
 
 
 def test_onnx_runtime_says_what_torch_says(tiny_detector, tiny_bundle):
@@ -12,6 +17,16 @@ def test_onnx_runtime_says_what_torch_says(tiny_detector, tiny_bundle):
     graphs = {name: bundle.read(name) for name in (ENCODER_FILE, FLOW_FILE)}
     batches = [np.random.default_rng(i).random((n, 192, 192), np.float32) for i, n in enumerate((3, 6, 12))]
     assert exporting.measure_parity(tiny_detector, graphs, batches) < 1e-4
+
+
+def test_means_over_brain_alone_are_exported(tiny_detector):
+    config = replace(tiny_detector.config, brain_only=True)
+    torch.manual_seed(0)
+    detector = build_detector(config, FeatureNetwork(config, "none").eval(), 0)
+    detector.flow.eval()
+    slices = np.random.default_rng(0).random((6, 192, 192), np.float32)
+    slices[:, :, 90:] = 0  # a rim
+    assert exporting.measure_parity(detector, exporting.export_graphs(detector), [slices]) < 1e-4
 
 
 def test_slices_like_no_brain_are_compared_relative_to_how_unlikely_they_are(tiny_detector, tiny_bundle):

@@ -4,17 +4,33 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from brains import brain_file
+from filelock import FileLock
 from trees import mask, table
 
 from ssn.core.errors import DataError
 from ssn.core.geometry import GridConfig
-from ssn.train.ablate import AblationData, false_positive_rate, plan_arms, rank_correlation, run_arm
-from ssn.train.ablation_report import COLUMNS, as_markdown, write_report
+from ssn.core.volume import read_volume
+from ssn.train.ablate import run_arm, run_arms
+from ssn.train.ablation_data import AblationData, open_ablation_data
+from ssn.train.ablation_measure import Looked, false_positive_rate, measure_arm, rank_correlation
+from ssn.train.ablation_report import COLUMNS, as_markdown, statistic, write_report
+from ssn.train.arms import QUESTIONS, plan_arms
+from ssn.train.calibrate import calibrate
+from ssn.train.checkpoint import build_detector
 from ssn.train.datasets import open_split
 from ssn.train.encoder import EncoderConfig
-from ssn.train.evaluate import ScoredVolume
-from ssn.train.network import ModelConfig
+from ssn.train.evaluate import (
+    ScoredVolume,
+    detector_log_likelihood,
+    detector_method,
+    evaluate,
+    summarise,
+    validation_threshold,
+)
+from ssn.train.features import FeatureReader
+from ssn.train.network import FeatureNetwork, ModelConfig
 from ssn.train.presets import FitOptions
 
 TINY = ModelConfig(
@@ -35,24 +51,30 @@ def arms(*questions, **options):
 
 def test_each_arm_differs_from_the_base_in_one_thing(tmp_path):
     (tmp_path / "e.safetensors").write_bytes(b"weights")
-    planned = arms("loss", "encoder", "aggregation", "code", "anomalies", tuned=tmp_path / "e.safetensors")
+    planned = arms(*QUESTIONS, tuned=tmp_path / "e.safetensors")
     assert {value for question, value in planned if question == "loss"} == {"spp", "triplet", "hard", "none"}
     assert planned["aggregation", "none"].config.grid.window == 1
     assert planned["aggregation", "attention"].config.pool == "attention"
     assert planned["code", "none"].config.plane_channels == planned["code", "none"].config.depth_channels == 0
     assert planned["encoder", "tuned before"].weights == tmp_path / "e.safetensors"
+    assert planned["encoder", "tuned during"].options.tune_encoder > 0
+    assert {value for question, value in planned if question == "flow"} == {"8 blocks", "4 blocks", "2 blocks"}
+    assert planned["rim", "brain only"].config.brain_only
     base = arms("loss")["loss", "spp"]
     for arm in planned.values():
         changed = [
-            name for name in ("config", "options", "weights") if getattr(arm, name) != getattr(base, name)
+            name for name in ("config", "options", "weights", "scoring") if getattr(arm, name) != getattr(base, name)
         ]  # fmt: skip
         assert len(changed) == (0 if arm.run == "base" else 1), arm
 
 
 def test_the_base_answers_every_question_and_is_one_run():
-    planned = arms("loss", "aggregation", "code", "anomalies")
+    planned = arms("loss", "aggregation", "code", "anomalies", "flow", "calibration", "normalisation", "rim")
     bases = {question: value for (question, value), arm in planned.items() if arm.run == "base"}
-    assert bases == {"loss": "spp", "aggregation": "mean", "code": "in-plane + depth", "anomalies": "image"}
+    assert bases == {
+        "loss": "spp", "aggregation": "mean", "code": "in-plane + depth", "anomalies": "image", "flow": "8 blocks",
+        "calibration": "place", "normalisation": "robust", "rim": "with background",
+    }  # fmt: skip
     assert planned["loss", "triplet"].options.anomalies == "noise", "the only ones that the triplet loss knows"
 
 
@@ -91,7 +113,7 @@ def test_two_arms_are_trained_measured_reported_and_kept(data, tmp_path):
     assert json.loads((tmp_path / "ablation.json").read_text()) == rows
     assert "| spp * | 1 |" in (tmp_path / "ablation.md").read_text()
     assert (tmp_path / "ablation.png").stat().st_size > 1000
-    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["base-seed0.json", "loss-none-seed0.json"]
+    assert {path.name for path in (tmp_path / "runs").glob("*.json")} == {"base-seed0.json", "loss-none-seed0.json"}
 
     untouched = (tmp_path / "runs" / "base-seed0.json").stat().st_mtime_ns
     said = []
@@ -104,12 +126,8 @@ def test_two_arms_are_trained_measured_reported_and_kept(data, tmp_path):
 
 
 def test_the_table_says_mean_and_spread_over_seeds():
-    def statistic(*values):
-        deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        return {"values": list(values), "mean": float(np.mean(values)), "deviation": deviation}
-
     row = {"question": "loss", "arm": "spp", "base": True, "seeds": [0, 1]}
-    row |= {name: statistic(0.4, 0.6) for name in COLUMNS} | {"pro": {"values": [], "mean": None, "deviation": None}}
+    row |= {name: statistic([0.4, 0.6]) for name in COLUMNS} | {"volume_auroc": statistic([None, None])}
     text = as_markdown([row])
     assert "| spp * | 2 | 0.500 ± 0.141 |" in text
     assert "| - |" in text, "what was not measured is not a number"
@@ -128,3 +146,73 @@ def test_rank_correlation_is_of_ranks():
     assert rank_correlation([1, 2, 3], [10, 100, 1000]) == pytest.approx(1)
     assert rank_correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
     assert rank_correlation([1, 2], [1, 2]) is None
+    assert rank_correlation([1, 2, 3], [1, 1, 1]) is None, "maps rescaled to 0..1 all have a slice of 1"
+
+
+def test_a_run_that_another_process_has_taken_comes_last(data, tmp_path):
+    planned = [arm for arm in plan_arms(["loss"], TINY, OPTIONS, "none") if arm.value in ("spp", "none")]
+    claims = tmp_path / "runs" / "claims"
+    claims.mkdir(parents=True)
+    others = FileLock(claims / "base-seed0.lock")
+    others.acquire()
+    started = []
+
+    def watch(doing):
+        started.append(doing)
+        if len(started) == 2 * 3:  # training and measuring of the three that are free
+            others.release()  # the other process has died without a result
+
+    results = run_arms(planned, 2, data, tmp_path, progress=watch)
+    trained = [doing.removesuffix(": training") for doing in started if doing.endswith("training")]
+    assert trained == ["base seed 1", "loss-none seed 0", "loss-none seed 1", "base seed 0"]
+    assert [result["seed"] for result in results["base"]] == [0, 1]
+
+
+def test_other_scoring_takes_the_same_model(data, tmp_path):
+    planned = plan_arms(["calibration"], TINY, OPTIONS, "none")
+    results = run_arms(planned, 1, data, tmp_path)
+    assert len(list((tmp_path / "models").glob("*/model.safetensors"))) == 1
+    place, brain, volume = (results[arm.run][0]["summary"]["all"] for arm in planned)
+    assert place["auroc"] != brain["auroc"]
+    assert brain["auroc"] == volume["auroc"], "a rescaled map ranks a volume's own voxels as before"
+
+
+def test_another_ablation_takes_the_models_of_the_first_to_another_data_set(data, tmp_path):
+    planned = plan_arms(["loss"], TINY, OPTIONS, "none")[:1]
+    run_arms(planned, 1, data, tmp_path / "first")
+    (model,) = (tmp_path / "first" / "models").glob("*/model.json")
+    written = model.stat().st_mtime_ns
+    elsewhere = replace(data, test=data.test[1:])
+    run_arms(planned, 1, elsewhere, tmp_path / "second", reuse=tmp_path / "first")
+    assert model.stat().st_mtime_ns == written
+    assert [path.name for path in (tmp_path / "second").iterdir()] == ["runs"]
+
+
+def test_a_model_is_measured_as_ssn_train_evaluate_measures_it(data, tmp_path):
+    torch.manual_seed(0)
+    detector = build_detector(TINY, FeatureNetwork(TINY, "none").eval(), 0)
+    detector.flow.eval()
+    arm = plan_arms(["loss"], TINY, OPTIONS, "none")[0]
+    found = measure_arm(arm, detector, data, tmp_path, Looked())
+
+    reader = FeatureReader(detector.network, tmp_path)
+    healthy = [read_volume(case.image) for case in data.calibration]
+    calibration = calibrate(
+        [(volume, *detector_log_likelihood(detector, volume, reader)) for volume in healthy],
+        windows=TINY.grid.windows, cells=detector.network.cells, sigma=4.0, rate=0.005,
+    )  # fmt: skip
+    method = detector_method(detector, calibration, tmp_path)
+    rows = evaluate(method, data.test, validation_threshold(method, data.validation))
+    assert found["summary"] == summarise(rows)
+
+
+def test_volumes_measured_on_may_bring_no_validation_split(tmp_path):
+    own, other, tables = tmp_path / "own", tmp_path / "other", []
+    for folder, splits in ((own, ("train", "calibration", "validation", "test")), (other, ("calibration", "test"))):
+        folder.mkdir()
+        for split in splits:
+            brain_file(folder / f"{split}.nii", (6.0, 6.0, 6.0), lesion=False, seed=len(split))
+        tables.append(table(folder, *(f"{split}.nii,,{split}" for split in splits)))
+    found = open_ablation_data(tables[0], measure_on=tables[1], calibrate_on=tables[1])
+    parents = {split: cases[0].image.parent for split, cases in vars(found).items()}
+    assert parents == {"train": own, "calibration": other, "validation": own, "test": other}

@@ -91,3 +91,24 @@ def test_slices_that_do_not_fill_the_windows_are_refused():
 def test_a_width_that_the_layers_cannot_share_is_refused():
     with pytest.raises(ValueError, match="shared equally"):
         aggregate([torch.randn(3, 8, 6, 6)] * 2, width=7)
+
+
+def test_background_has_no_say_at_the_brains_rim():
+    maps = [torch.randn(3, 8, 12, 12), torch.randn(3, 16, 6, 6)]
+    brain = torch.zeros(3, 1, 48, 48)
+    brain[..., :22] = 1  # the rim runs through a cell of each map
+    outside = [m.clone() for m in maps]
+    outside[0][..., 6:] += 100
+    outside[1][..., 3:] += 100
+    kept = aggregate(maps, width=None, brain=brain)
+    torch.testing.assert_close(aggregate(outside, width=None, brain=brain), kept)
+    assert not torch.equal(aggregate(outside, width=None)[..., 5], aggregate(maps, width=None)[..., 5])
+    constant = [torch.ones_like(m) for m in maps]
+    found = aggregate(constant, width=None, brain=brain)
+    torch.testing.assert_close(found[..., :6], torch.ones_like(found[..., :6]), msg="a mean of ones is 1 up to the rim")
+
+
+def test_a_slice_that_is_all_brain_is_aggregated_as_published_away_from_its_border():
+    maps = [torch.randn(3, 8, 8, 8)]
+    published, within = (aggregate(maps, width=None, brain=b) for b in (None, torch.ones(3, 1, 32, 32)))
+    torch.testing.assert_close(within[..., 1:-1, 1:-1], published[..., 1:-1, 1:-1])

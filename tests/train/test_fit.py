@@ -108,3 +108,10 @@ def test_an_epoch_sees_each_location_at_most_once():
 def test_an_empty_cohort_is_refused(tmp_path, cache):
     with pytest.raises(DataError, match="no healthy volume"):
         fit(TINY, [], tmp_path, OPTIONS, cache=cache, weights="none")
+
+
+def test_resuming_with_other_volumes_is_refused(tmp_path, scans, cache):
+    options = replace(OPTIONS, epochs=1)
+    fit(TINY, scans, tmp_path, options, cache=cache, weights="none")
+    with pytest.raises(DataError, match=r"other volumes \(2 then, 1 now\)"):
+        fit(TINY, scans[:1], tmp_path, replace(options, epochs=2), cache=cache, weights="none", resume=True)

@@ -1,0 +1,54 @@
+"""Which volumes an ablation trains, calibrates and measures on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ssn.train.cases import Case, Layout
+from ssn.train.datasets import open_split, read_dataset
+
+
+@dataclass(frozen=True)
+class AblationData:
+    """The cases of each split."""
+
+    train: list[Case]
+    calibration: list[Case]
+    validation: list[Case]
+    test: list[Case]
+
+
+def open_ablation_data(
+    data: Path,
+    layout: Layout | None = None,
+    contrast: str | None = None,
+    *,
+    measure_on: Path | None = None,
+    calibrate_on: Path | None = None,
+) -> AblationData:
+    """Open the splits of a data set; some of them are another one's, where one is given.
+
+    Parameters
+    ----------
+    layout : of `data`; the others lie as they lie
+    measure_on : has the test split, and the validation split unless it has no such volume
+    calibrate_on : has the calibration split
+
+    Raises
+    ------
+    DataError
+        As `open_split`.
+    """
+    # A contrast or lesion never seen in training need not bring volumes to choose a threshold on.
+    elsewhere = measure_on is not None and any(
+        case.split == "validation" for case in read_dataset(measure_on, None).cases
+    )
+    return AblationData(
+        train=open_split(data, "train", layout, contrast),
+        calibration=open_split(calibrate_on or data, "calibration", None if calibrate_on else layout, contrast),
+        validation=open_split(
+            measure_on if measure_on and elsewhere else data, "validation", None if elsewhere else layout, contrast
+        ),
+        test=open_split(measure_on or data, "test", None if measure_on else layout, contrast),
+    )

@@ -1,0 +1,140 @@
+"""The arms of an ablation: what each question varies, one thing at a time, about a base."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from ssn.core.errors import DataError
+from ssn.train.aggregation import SlicePool
+from ssn.train.losses import LossKind
+from ssn.train.network import ModelConfig
+from ssn.train.presets import FitOptions
+
+Question = Literal[
+    "loss", "encoder", "aggregation", "code", "anomalies", "flow", "calibration", "normalisation", "rim"
+]  # fmt: skip
+QUESTIONS: tuple[Question, ...] = get_args(Question)
+Weights = Literal["imagenet", "none"] | Path
+Scoring = Literal["place", "brain", "volume"]
+
+PLANE_CHANNELS, DEPTH_CHANNELS = 128, 64
+BLOCKS = (8, 4, 2)
+TUNING_ROUNDS = 20  # of `ssn.train.joint`: 160 steps of 24 slices
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train and score. `question` is what it varies, `value` how; the base answers every question.
+
+    Attributes
+    ----------
+    run : name of its files; the base's is the same under every question, so that it is trained once
+    scoring : what a log-likelihood is compared with before it is a score: healthy volumes at its place ("place"),
+        or anywhere in the brain ("brain"), or, as published, its own volume, whose map is rescaled to 0..1 ("volume")
+    """
+
+    question: Question
+    value: str
+    run: str
+    config: ModelConfig
+    options: FitOptions
+    weights: Weights
+    scoring: Scoring = "place"
+
+    def training(self, seed: int) -> dict[str, Any]:
+        """Everything that decides the trained model, in plain values."""
+        options = replace(self.options, seed=seed)
+        weights = str(self.weights)
+        if isinstance(self.weights, Path):  # the file's contents count, not where it lies
+            weights = hashlib.sha256(self.weights.read_bytes()).hexdigest()
+        plain = {"config": self.config.to_dict(), "options": asdict(options), "weights": weights}
+        return json.loads(json.dumps(plain))  # type: ignore[no-any-return]  # tuples become lists, as they are when read back
+
+    def settings(self, seed: int) -> dict[str, Any]:
+        """Everything that decides its result, in plain values."""
+        return self.training(seed) | {"scoring": self.scoring}
+
+
+def plan_arms(
+    questions: Sequence[Question], config: ModelConfig, options: FitOptions, weights: Weights, tuned: Path | None = None
+) -> list[Arm]:
+    """List the arms of some questions about a base (`config`, `options`, `weights`).
+
+    Parameters
+    ----------
+    tuned : weights of an encoder fine-tuned before, for the question "encoder"
+
+    Raises
+    ------
+    DataError
+        If the question "encoder" is asked and `tuned` is not given.
+    """
+    base = Arm("loss", options.loss, "base", config, options, weights)
+    arms = []
+    for question in questions:
+        variants = _variants(question, base, tuned)
+        same = [value for value, arm in variants.items() if arm.settings(0) == base.settings(0)]
+        for value, arm in variants.items():
+            run = "base" if value in same else f"{question}-{value}"
+            arms.append(replace(arm, question=question, value=value, run=run))
+    return arms
+
+
+def _variants(question: Question, base: Arm, tuned: Path | None) -> dict[str, Arm]:
+    """Arms of a question by the value that each gives it."""
+    config, options = base.config, base.options
+
+    def model(**changes: Any) -> Arm:  # noqa: ANN401 - fields of ModelConfig
+        return replace(base, config=replace(config, **changes))
+
+    match question:
+        case "loss":
+            arms = {kind: replace(base, options=_with_loss(options, kind)) for kind in get_args(LossKind)}
+        case "encoder":
+            together = replace(options, tune_encoder=options.tune_encoder or TUNING_ROUNDS)
+            arms = {
+                "imagenet": replace(base, weights="imagenet"),
+                "tuned before": replace(base, weights=_existing(tuned)),
+                "tuned during": replace(base, options=together),
+            }
+        case "aggregation":
+            pools: tuple[SlicePool, ...] = ("mean", "max", "attention")
+            single = model(pool="mean", grid=replace(config.grid, window=1))
+            arms = {pool: model(pool=pool) for pool in pools} | {"none": single}
+        case "code":
+            plane, depth = config.plane_channels or PLANE_CHANNELS, config.depth_channels or DEPTH_CHANNELS
+            codes = {"none": (0, 0), "in-plane": (plane, 0), "in-plane + depth": (plane, depth)}
+            arms = {name: model(plane_channels=p, depth_channels=d) for name, (p, d) in codes.items()}
+        case "anomalies":
+            if options.loss not in ("spp", "hard"):
+                raise DataError(f"loss {options.loss!r} cannot choose its anomalies; ask 'anomalies' with spp or hard")
+            arms = {kind: replace(base, options=replace(options, anomalies=kind)) for kind in ("noise", "image")}
+        case "flow":
+            arms = {
+                f"{blocks} blocks": model(blocks=blocks) for blocks in sorted({*BLOCKS, config.blocks}, reverse=True)
+            }
+        case "calibration":
+            arms = {scoring: replace(base, scoring=scoring) for scoring in get_args(Scoring)}
+        case "normalisation":
+            arms = {name: model(normalisation=name) for name in ("robust", "minmax")}
+        case "rim":
+            arms = {"with background": model(brain_only=False), "brain only": model(brain_only=True)}
+    return arms
+
+
+def _existing(tuned: Path | None) -> Path:
+    if tuned is None:
+        raise DataError("the question 'encoder' compares with a fine-tuned one; give --tuned FILE (finetune's)")
+    if not tuned.is_file():
+        raise DataError(f"{tuned}: no such encoder weights file")
+    return tuned
+
+
+def _with_loss(options: FitOptions, kind: LossKind) -> FitOptions:
+    # The triplet loss compares a feature with its own noised copy; it knows no other anomalies.
+    return replace(options, loss=kind, anomalies="noise" if kind == "triplet" else options.anomalies)
