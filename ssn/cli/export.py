@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from ssn.cli.calibrate import calibrate
 from ssn.cli.console import needing_onnx, print_version, reporting, user_errors
 
 if TYPE_CHECKING:
@@ -267,3 +268,6 @@ def doctor(
     from ssn.runtime.packaged import DEFAULT_BUNDLE
 
     print_doctor(bundle or DEFAULT_BUNDLE, as_json=as_json)
+
+
+app.command()(calibrate)

@@ -159,8 +159,9 @@ def calibrate(
 ) -> None:
     """Calibrate a checkpoint on the data set's held-out healthy volumes (split `calibration`)."""
     with user_errors():
+        from ssn.core.calibrate import HealthyVolume
+        from ssn.core.calibrate import calibrate as run
         from ssn.core.volume import read_volume
-        from ssn.train.calibrate import calibrate as run
         from ssn.train.calibrate import save_calibration
         from ssn.train.checkpoint import load_checkpoint
         from ssn.train.datasets import open_split
@@ -171,13 +172,11 @@ def calibrate(
         detector = load_checkpoint(checkpoint).to(choose_device(device))
         reader = FeatureReader(detector.network, cache or checkpoint / "features")
         cases = open_split(data, "calibration", layout, contrast)
-        volumes = []
-        with progress_bar() as bar:
-            for case in bar.track(cases, description="healthy volumes"):
-                volume = read_volume(case.image)
-                volumes.append((volume, *detector_log_likelihood(detector, volume, reader)))
         grid = detector.config.grid
-        result = run(volumes, windows=grid.windows, cells=detector.network.cells, sigma=sigma, rate=rate)
+        with progress_bar() as bar:
+            scans = (read_volume(case.image) for case in bar.track(cases, description="healthy volumes"))
+            volumes = (HealthyVolume.of(scan, *detector_log_likelihood(detector, scan, reader)) for scan in scans)
+            result = run(volumes, windows=grid.windows, cells=detector.network.cells, sigma=sigma, rate=rate)
         save_calibration(checkpoint, result)
         typer.echo(
             f"{checkpoint}: map threshold {result.threshold:.2f} ({rate:.2%} of healthy brain above it), "

@@ -145,6 +145,15 @@ def _check_spec(spec: ModelSpec) -> None:
         raise ValueError("occupancy or features is out of range")
 
 
+def refuse_existing_bundle(folder: Path, *, overwrite: bool) -> None:
+    """Raise OutputError if a bundle can't be written there because something is; before minutes of computing."""
+    if folder.exists():
+        if not overwrite:
+            raise OutputError(f"{folder}: exists already; use --force to replace it, or another name")
+        if not (folder / MANIFEST_FILE).exists():
+            raise OutputError(f"{folder}: is not a model bundle, so it is not replaced; use another name")
+
+
 def write_bundle(
     folder: Path,
     spec: ModelSpec,
@@ -166,11 +175,7 @@ def write_bundle(
     OutputError
         If `folder` exists and is not to be overwritten, is not a bundle, or can't be written.
     """
-    if folder.exists():
-        if not overwrite:
-            raise OutputError(f"{folder}: exists already; use --force to replace it, or another name")
-        if not (folder / MANIFEST_FILE).exists():
-            raise OutputError(f"{folder}: is not a model bundle, so it is not replaced; use another name")
+    refuse_existing_bundle(folder, overwrite=overwrite)
     files = {**graphs, CALIBRATION_FILE: pack_calibration(calibration)}
     manifest = {
         "schema": SCHEMA,

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Matrix = NDArray[np.float32]
+Border = Literal["symmetric", "zero"]
+_Real = TypeVar("_Real", np.float32, np.float64)
 
 
 @dataclass(frozen=True)
@@ -66,19 +69,26 @@ def upsampling_matrix(size: int, cells: int) -> NDArray[np.float64]:
     return _linear_rows((np.arange(size) + 0.5) * cells / size - 0.5, cells)
 
 
-def gaussian_matrix(size: int, sigma: float) -> NDArray[np.float64]:
-    """(size, size) Gaussian of `sigma` samples with symmetric borders, `scipy.ndimage.gaussian_filter1d`'s default."""
+def gaussian_matrix(size: int, sigma: float, border: Border = "symmetric") -> NDArray[np.float64]:
+    """(size, size) Gaussian of `sigma` samples, as `scipy.ndimage.gaussian_filter1d` computes it.
+
+    Beyond its ends the axis is mirrored, scipy's default `reflect`, or `zero`, its `constant`.
+    """
     if sigma <= 0:
         return np.eye(size)
     radius = int(4 * sigma + 0.5)
     steps = np.arange(-radius, radius + 1)
     kernel = np.exp(-0.5 * (steps / sigma) ** 2)
     kernel /= kernel.sum()
+    places = np.arange(size)[:, None] + steps[None, :]
+    weights = np.broadcast_to(kernel, places.shape)
+    if border == "zero":
+        weights = weights * ((places >= 0) & (places < size))
     # Symmetric borders: position p of the endless mirrored axis is sample p of 0..size-1..0.
-    places = (np.arange(size)[:, None] + steps[None, :]) % (2 * size)
+    places = places % (2 * size)
     places = np.where(places >= size, 2 * size - 1 - places, places)
     matrix = np.zeros((size, size))
-    np.add.at(matrix, (np.arange(size)[:, None], places), kernel[None, :])
+    np.add.at(matrix, (np.arange(size)[:, None], places), weights)
     return matrix
 
 
@@ -102,7 +112,9 @@ def outward_matrix(axis: AxisMap, start: int, stop: int, cells: int, sigma: floa
     return matrix.astype(np.float32)
 
 
-def apply_separable(volume: NDArray[np.float32], matrices: tuple[Matrix, Matrix, Matrix]) -> NDArray[np.float32]:
+def apply_separable(
+    volume: NDArray[_Real], matrices: tuple[NDArray[_Real], NDArray[_Real], NDArray[_Real]]
+) -> NDArray[_Real]:
     """Apply one matrix an axis: (A, B, C) with matrices (a, A), (b, B), (c, C) gives (a, b, c).
 
     The axis that shrinks most goes first, so that the others have less to do.

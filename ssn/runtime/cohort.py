@@ -67,15 +67,13 @@ def _stem(path: Path) -> str:
     return path.name
 
 
-def find_jobs(inputs: Sequence[Path]) -> list[Job]:
+def find_volumes(inputs: Sequence[Path]) -> list[Path]:
     """List the volumes among files and folders; of folders, the NIfTI files in them that aren't our own outputs.
 
     Raises
     ------
     VolumeError
-        If an input doesn't exist or a folder holds no volume.
-    OutputError
-        If two inputs would have the same outputs.
+        If a folder holds no volume.
     """
     paths: list[Path] = []
     for given in inputs:
@@ -92,8 +90,21 @@ def find_jobs(inputs: Sequence[Path]) -> list[Job]:
         if not found:
             raise VolumeError(f"{given}: holds no .nii or .nii.gz file")
         paths.extend(found)
+    return paths
+
+
+def find_jobs(inputs: Sequence[Path]) -> list[Job]:
+    """List the volumes among files and folders, and how their outputs are named.
+
+    Raises
+    ------
+    VolumeError
+        If a folder holds no volume.
+    OutputError
+        If two inputs would have the same outputs.
+    """
     jobs: dict[str, Job] = {}
-    for path in paths:
+    for path in find_volumes(inputs):
         job = Job(path, _stem(path))
         if job.name in jobs:
             raise OutputError(
@@ -104,23 +115,23 @@ def find_jobs(inputs: Sequence[Path]) -> list[Job]:
     return list(jobs.values())
 
 
-def _read_ahead(jobs: Sequence[Job]) -> Iterator[tuple[Job, Volume | SsnError, float]]:
+def read_ahead(paths: Sequence[Path]) -> Iterator[tuple[Volume | SsnError, float]]:
     """Yield each volume, and the seconds it took, while the next is being read; two are in memory at most."""
 
-    def read(job: Job) -> tuple[Volume | SsnError, float]:
+    def read(path: Path) -> tuple[Volume | SsnError, float]:
         start = time.perf_counter()
         try:
-            return read_volume(job.path), time.perf_counter() - start
+            return read_volume(path), time.perf_counter() - start
         except SsnError as error:
             return error, 0.0
 
     with ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(read, jobs[0])
-        for index, job in enumerate(jobs):
+        coming = reader.submit(read, paths[0])
+        for index in range(len(paths)):
             volume, seconds = coming.result()
-            if index + 1 < len(jobs):
-                coming = reader.submit(read, jobs[index + 1])
-            yield job, volume, seconds
+            if index + 1 < len(paths):
+                coming = reader.submit(read, paths[index + 1])
+            yield volume, seconds
 
 
 def run_jobs(
@@ -162,7 +173,7 @@ def run_jobs(
 
     with ThreadPoolExecutor(1) as writer:
         before: _Ended | None = None
-        for job, volume, seconds in _read_ahead(jobs):
+        for job, (volume, seconds) in zip(jobs, read_ahead([job.path for job in jobs]), strict=True):
             started(job)
             ended = _Ended(job)
             try:

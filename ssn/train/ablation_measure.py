@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ssn.core.calibrate import HealthyVolume, brain_statistics, calibrate, place_statistics
 from ssn.core.metrics import slice_scores
 from ssn.core.scoring import anomaly_map
 from ssn.core.slices import SliceStack, cut_slices
 from ssn.core.volume import Volume, read_volume
 from ssn.train.ablation_data import AblationData
 from ssn.train.arms import Arm
-from ssn.train.calibrate import brain_statistics, calibrate, place_statistics
 from ssn.train.cases import Case
 from ssn.train.checkpoint import Detector
 from ssn.train.evaluate import (
@@ -78,7 +78,7 @@ def measure_arm(arm: Arm, detector: Detector, data: AblationData, cache: Path | 
         return *looked.at(path, detector), *_log_likelihood(detector, path, reader, arm.options.precision)
 
     calibration = calibrate(
-        (evidence(case.image) for case in data.calibration),
+        (HealthyVolume.of(*evidence(case.image)) for case in data.calibration),
         windows=detector.config.grid.windows,
         cells=detector.network.cells,
         sigma=SIGMA,

@@ -57,9 +57,9 @@ class FitOptions:
         return {name: value for name, value in asdict(self).items() if name not in ("epochs", "tune_encoder")}
 
 
-# For the compact model: enough steps on the cohort in half an hour on two cores.
+# For the compact model: enough steps on the cohort in ten minutes on a core; three times as many gain nothing.
 COMPACT_OPTIONS = FitOptions(
-    epochs=30, share=0.15, mix=30, decay_epochs=1, decay=0.9, anomalies="image", precision="bf16"
+    epochs=10, batch=1024, share=0.15, mix=30, decay_epochs=1, decay=0.9, anomalies="image", precision="bf16"
 )
 
 Preset = Literal["compact", "paper", "parity"]

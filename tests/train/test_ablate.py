@@ -9,6 +9,7 @@ from brains import brain_file
 from filelock import FileLock
 from trees import mask, table
 
+from ssn.core.calibrate import HealthyVolume, calibrate
 from ssn.core.errors import DataError
 from ssn.core.geometry import GridConfig
 from ssn.core.volume import read_volume
@@ -17,7 +18,6 @@ from ssn.train.ablation_data import AblationData, open_ablation_data
 from ssn.train.ablation_measure import Looked, false_positive_rate, measure_arm, rank_correlation
 from ssn.train.ablation_report import COLUMNS, as_markdown, statistic, write_report
 from ssn.train.arms import QUESTIONS, plan_arms
-from ssn.train.calibrate import calibrate
 from ssn.train.checkpoint import build_detector
 from ssn.train.datasets import open_split
 from ssn.train.encoder import EncoderConfig
@@ -198,7 +198,7 @@ def test_a_model_is_measured_as_ssn_train_evaluate_measures_it(data, tmp_path):
     reader = FeatureReader(detector.network, tmp_path)
     healthy = [read_volume(case.image) for case in data.calibration]
     calibration = calibrate(
-        [(volume, *detector_log_likelihood(detector, volume, reader)) for volume in healthy],
+        [HealthyVolume.of(volume, *detector_log_likelihood(detector, volume, reader)) for volume in healthy],
         windows=TINY.grid.windows, cells=detector.network.cells, sigma=4.0, rate=0.005,
     )  # fmt: skip
     method = detector_method(detector, calibration, tmp_path)

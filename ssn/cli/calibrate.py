@@ -1,0 +1,78 @@
+"""`ssn-export calibrate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from ssn.cli.console import progress_bar, user_errors
+
+
+def calibrate(
+    healthy: Annotated[
+        list[Path],
+        typer.Argument(metavar="HEALTHY...", help="Healthy skull-stripped NIfTI volumes, or folders of them."),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Bundle folder to write.")],
+    model: Annotated[
+        Path | None, typer.Option(help="Bundle to calibrate, which stays as it is; the packaged T1 model if not given.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="Name of the model; the folder's name if not given.")] = "",
+    backend: Annotated[
+        Literal["auto", "tensorrt", "onnxruntime", "openvino"],
+        typer.Option(help="What computes; auto takes the best that is here."),
+    ] = "auto",
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where it computes.")] = "auto",
+    batch: Annotated[
+        int | None, typer.Option(help="Slices at once: bounds memory; the backend's own if not given.", min=3)
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; all cores if not given.", min=1)] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an older bundle.")] = False,
+) -> None:
+    """Calibrate a bundle on healthy volumes of your own scanner, without training and without torch.
+
+    Writes a bundle with the same graphs, and with mean and spread of the log-likelihood at each place, threshold and
+    healthy volume scores of your volumes.
+    """
+    with user_errors():
+        from ssn.core.bundle import load_bundle, refuse_existing_bundle
+        from ssn.core.engines import find_engines, rebuild_command
+        from ssn.core.errors import SsnError
+        from ssn.runtime.backend import DEFAULT_BATCH
+        from ssn.runtime.calibrate import calibrate_on, write_calibrated
+        from ssn.runtime.choose import Request, open_backend
+        from ssn.runtime.cohort import find_volumes
+        from ssn.runtime.packaged import DEFAULT_BUNDLE
+
+        opened = load_bundle(model or DEFAULT_BUNDLE)
+        paths = find_volumes(healthy)
+        refuse_existing_bundle(output, overwrite=force)
+        choice = open_backend(opened, Request(backend, device, threads, batch))
+        for warning in choice.warnings:
+            typer.echo(f"Warning: {warning}", err=True)
+
+        def refused(error: SsnError) -> None:
+            typer.echo(f"Error: {error}", err=True)
+
+        with choice.backend as runner, progress_bar() as bar:
+            task = bar.add_task("healthy volumes", total=len(paths))
+            calibration, record = calibrate_on(
+                paths,
+                opened,
+                runner,
+                batch=batch or runner.max_slices or DEFAULT_BATCH,
+                refused=refused,
+                progress=lambda done: bar.update(task, completed=done),
+            )
+        engines = find_engines(opened)
+        write_calibrated(output, opened, calibration, record, name=name or output.resolve().name, overwrite=force)
+        share = f"{calibration.threshold_rate:.2%} of healthy brain above it"
+        typer.echo(
+            f"{output}: map threshold {calibration.threshold:.2f} ({share}), volume threshold "
+            f"{calibration.volume_threshold:.2f} (5 % of {len(paths)} healthy volumes above it)"
+        )
+        for entry in engines:
+            precision = entry.record.key.precision if entry.record else "fp16"
+            typer.echo(f"Engine {entry.folder.name} is not in it; build it: {rebuild_command(output, precision)}")

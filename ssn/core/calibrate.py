@@ -1,0 +1,136 @@
+"""Calibration: what the trained flow says of healthy volumes it was not trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssn.core.geometry import apply_separable, gaussian_matrix
+from ssn.core.scoring import Calibration, anomaly_map, volume_score
+from ssn.core.slices import SliceStack
+from ssn.core.volume import Volume
+
+# Statistics of a place are shared with its neighbours: a Gaussian of this many cells (depth, row, column).
+NEIGHBOURHOOD = (1.0, 1.0, 1.0)
+PRIOR_WEIGHT = 3.0  # volumes' worth of the whole brain's statistics, for places that few volumes reach
+_FOLDS = 5
+_HISTOGRAM = np.linspace(-20, 100, 24001)
+
+LogLikelihoods = Sequence[tuple[NDArray[np.int64], NDArray[np.float32]]]  # of each volume: places, values
+Statistics = Callable[[LogLikelihoods, tuple[int, int, int]], tuple[NDArray[np.float32], NDArray[np.float32]]]
+
+
+@dataclass(frozen=True)
+class HealthyVolume:
+    """What calibration needs of a healthy volume: no slices and no intensities, so that many fit into memory.
+
+    Attributes
+    ----------
+    stack : where its cells and voxels lie, without its slices
+    zooms : mm
+    places : (L,), ascending
+    log_likelihood : (L,), per dimension
+    """
+
+    stack: SliceStack
+    zooms: tuple[float, float, float]
+    places: NDArray[np.int64]
+    log_likelihood: NDArray[np.float32]
+
+    @classmethod
+    def of(
+        cls, volume: Volume, stack: SliceStack, places: NDArray[np.int64], log_likelihood: NDArray[np.float32]
+    ) -> HealthyVolume:
+        """Keep what is needed of a volume that the flow has seen."""
+        return cls(replace(stack, slices=stack.slices[:0].copy()), volume.zooms, places, log_likelihood)
+
+
+def place_statistics(
+    log_likelihoods: LogLikelihoods, shape: tuple[int, int, int]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mean and standard deviation of the log-likelihood at each place of the canonical grid.
+
+    Parameters
+    ----------
+    log_likelihoods : of each healthy volume, places (L,) and log-likelihood per dimension (L,)
+    shape : (windows, G, G)
+
+    Returns
+    -------
+    mean, deviation : `shape` float32
+    """
+    count, total, square = (np.zeros(int(np.prod(shape))) for _ in range(3))
+    for places, values in log_likelihoods:
+        count[places] += 1
+        total[places] += values
+        square[places] += values.astype(np.float64) ** 2
+    everywhere = np.concatenate([values for _, values in log_likelihoods]).astype(np.float64)
+    windows, rows, columns = (
+        gaussian_matrix(size, sigma, border="zero") for size, sigma in zip(shape, NEIGHBOURHOOD, strict=True)
+    )
+
+    def shared(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+        return apply_separable(sums.reshape(shape), (windows, rows, columns))
+
+    weight = shared(count) + PRIOR_WEIGHT
+    mean = (shared(total) + PRIOR_WEIGHT * everywhere.mean()) / weight
+    second = (shared(square) + PRIOR_WEIGHT * (everywhere**2).mean()) / weight
+    deviation = np.sqrt((second - mean**2).clip(1e-8, None))
+    return mean.astype(np.float32), deviation.astype(np.float32)
+
+
+def brain_statistics(
+    log_likelihoods: LogLikelihoods, shape: tuple[int, int, int]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """One mean and standard deviation for the whole brain, as `place_statistics` gives them; for comparison."""
+    everywhere = np.concatenate([values for _, values in log_likelihoods])
+    mean, deviation = everywhere.mean(dtype=np.float64), everywhere.std(dtype=np.float64)
+    return np.full(shape, mean, np.float32), np.full(shape, deviation, np.float32)
+
+
+def calibrate(
+    volumes: Iterable[HealthyVolume],
+    *,
+    windows: int,
+    cells: int,
+    sigma: float,
+    rate: float,
+    statistics: Statistics = place_statistics,
+) -> Calibration:
+    """Calibrate on healthy volumes, leaving each one's own log-likelihoods out of what it is compared with.
+
+    Parameters
+    ----------
+    sigma : mm, of the map's Gaussian
+    rate : share of healthy brain voxels that may be above the threshold
+    statistics : what healthy log-likelihoods are at each place
+    """
+    kept = list(volumes)
+    shape = (windows, cells, cells)
+    everyone = [(healthy.places, healthy.log_likelihood) for healthy in kept]
+    mean, deviation = statistics(everyone, shape)
+    whole = Calibration(mean, deviation, 1.0, sigma, 0.0, rate, np.zeros(1, np.float32))
+    folds = min(_FOLDS, len(kept))
+    histogram = np.zeros(len(_HISTOGRAM) - 1)
+    moments = np.zeros(3)
+    scores = np.zeros(len(kept), np.float32)
+    for fold in range(folds):
+        others = [pair for index, pair in enumerate(everyone) if index % folds != fold] or everyone
+        without = Calibration(*statistics(others, shape), 1.0, sigma, 0.0, rate, whole.healthy_scores)
+        for index in range(fold, len(kept), folds):
+            healthy = kept[index]
+            brain = healthy.stack.brain
+            score_map = anomaly_map(healthy.log_likelihood, healthy.places, healthy.stack, without)
+            inside = score_map[brain]
+            histogram += np.histogram(inside, _HISTOGRAM)[0]
+            moments += inside.size, inside.sum(dtype=np.float64), np.square(inside, dtype=np.float64).sum()
+            scores[index] = volume_score(score_map, brain, healthy.zooms)
+    gain = 1 / np.sqrt(moments[2] / moments[0] - (moments[1] / moments[0]) ** 2)
+    above = histogram[::-1].cumsum()[::-1] / histogram.sum()
+    threshold = float(_HISTOGRAM[int((above > rate).sum())])
+    return Calibration(
+        mean, deviation, float(gain), sigma, threshold * float(gain), rate, np.sort(scores * np.float32(gain))
+    )

@@ -1,0 +1,122 @@
+"""A bundle calibrated anew on a user's own healthy volumes: same graphs, other statistics; nothing is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ssn import __version__
+from ssn.core.atomic import printable
+from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, Bundle, write_bundle
+from ssn.core.calibrate import HealthyVolume, calibrate
+from ssn.core.errors import DataError, SsnError, VolumeError
+from ssn.core.scoring import Calibration
+from ssn.core.slices import cut_slices
+from ssn.runtime.backend import DEFAULT_BATCH, Backend, StageTimes, run_batches
+from ssn.runtime.cohort import read_ahead
+
+FEWEST = 5  # healthy volumes: each is compared with four others at least
+# What write_bundle writes anew, and what was measured with the calibration that is replaced.
+_NOT_CARRIED = ("schema", "model", "intended_use", "files", "accuracy", "calibration")
+
+
+def calibrate_on(
+    paths: Sequence[Path],
+    bundle: Bundle,
+    backend: Backend,
+    *,
+    batch: int = DEFAULT_BATCH,
+    refused: Callable[[SsnError], None] = lambda error: None,
+    progress: Callable[[float], None] = lambda done: None,
+) -> tuple[Calibration, dict[str, Any]]:
+    """Calibrate a bundle on healthy volumes; its Gaussian and the share above its threshold stay.
+
+    Parameters
+    ----------
+    batch : slices at once; it bounds memory and does not change the result
+    refused : gets the error of each volume that is not usable
+    progress : gets how many volumes are done, the current one's share included
+
+    Returns
+    -------
+    calibration, and its record for the manifest: number and hashes of the volumes, date, what was calibrated anew
+
+    Raises
+    ------
+    DataError
+        If there are fewer than `FEWEST` volumes, or any is not usable or there twice.
+    """
+    if len(paths) < FEWEST:
+        raise DataError(f"{len(paths)} healthy volumes are too few to calibrate on; give at least {FEWEST}, better 20")
+    spec, present = bundle.spec, bundle.calibration
+    healthy: list[HealthyVolume] = []
+    seen: dict[str, Path] = {}
+    done = 0
+
+    def advance(share: float) -> None:
+        progress(done + share)
+
+    for path, (volume, _) in zip(paths, read_ahead(paths), strict=True):
+        try:
+            if isinstance(volume, SsnError):
+                raise volume
+            if volume.sha256 in seen:
+                raise VolumeError(f"{printable(path)}: is the same file as {printable(seen[volume.sha256])}")
+            seen[volume.sha256] = path
+            stack = cut_slices(volume, spec.grid, spec.cells, spec.normalisation)
+            found = run_batches(backend, stack, spec.occupancy, batch, StageTimes(), advance)
+            healthy.append(HealthyVolume.of(volume, stack, *found))
+        except VolumeError as error:  # the others are looked at too, so that one run names all that are bad
+            refused(error)
+        done += 1
+        progress(done)
+    if len(healthy) < len(paths):
+        raise DataError(
+            f"{len(paths) - len(healthy)} of {len(paths)} volumes are not usable, so nothing is calibrated; "
+            "leave them out or mend them"
+        )
+    calibration = calibrate(
+        healthy,
+        windows=spec.grid.windows,
+        cells=spec.cells,
+        sigma=present.sigma,
+        rate=present.threshold_rate,
+    )
+    record = {
+        "volumes": len(healthy),
+        "date": datetime.now(UTC).date().isoformat(),
+        "backend": backend.describe(),
+        "version": __version__,
+        "of_bundle": {"name": spec.name, "sha256": bundle.digest},
+        "volume_sha256": list(seen),
+    }
+    return calibration, record
+
+
+def write_calibrated(
+    folder: Path,
+    bundle: Bundle,
+    calibration: Calibration,
+    record: dict[str, Any],
+    *,
+    name: str,
+    overwrite: bool = False,
+) -> Bundle:
+    """Write a bundle with another one's graphs and a calibration of its own.
+
+    The accuracy on record is left out, because it was measured with the calibration that this one replaces.
+
+    Raises
+    ------
+    BundleError
+        If a graph was modified since it was written.
+    OutputError
+        If `folder` exists and is not to be overwritten, is not a bundle, or can't be written.
+    """
+    graphs = {file: bundle.read(file) for file in (ENCODER_FILE, FLOW_FILE)}
+    about = {key: value for key, value in bundle.manifest.items() if key not in _NOT_CARRIED}
+    spec = replace(bundle.spec, name=name)
+    return write_bundle(folder, spec, graphs, calibration, {**about, "calibration": record}, overwrite=overwrite)

@@ -1,0 +1,141 @@
+"""`ssn-export calibrate` as a user types it."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from brains import brain_file
+from typer.testing import CliRunner
+
+from ssn.cli import infer, train
+from ssn.cli.export import app
+from ssn.core.bundle import CALIBRATION_FILE, ENCODER_FILE, FLOW_FILE, load_bundle
+from ssn.train.calibrate import load_calibration
+from ssn.train.checkpoint import save_checkpoint
+
+
+def run(command, *arguments):
+    return CliRunner().invoke(command, [str(argument) for argument in arguments])
+
+
+def calibrate(bundle, *arguments):
+    return run(app, "calibrate", "--model", bundle, *arguments, "--backend", "onnxruntime", "--threads", 1)
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("healthy")
+    for seed in range(5):
+        brain_file(folder / f"s{seed}.nii.gz", (5.0, 5.0, 5.0), lesion=False, seed=seed)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def calibrated(tiny_bundle, scans, tmp_path_factory):
+    source = shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("source") / "tiny")
+    manifest = json.loads((source / "bundle.json").read_text())
+    (source / "bundle.json").write_text(json.dumps(manifest | {"accuracy": {"all": {"auroc": 0.9}}}))
+    folder = tmp_path_factory.mktemp("calibrated") / "ours"
+    result = calibrate(source, scans, "-o", folder)
+    assert result.exit_code == 0, result.output
+    assert "5 healthy volumes" in result.stdout
+    return load_bundle(source), load_bundle(folder)
+
+
+def test_the_new_bundle_has_the_same_graphs_and_statistics_of_its_own(calibrated):
+    old, new = calibrated
+    for name in (ENCODER_FILE, FLOW_FILE):
+        assert new.read(name) == old.read(name)
+    assert new.digest != old.digest
+    assert new.calibration.healthy_scores.size == 5
+    assert new.calibration.sigma == old.calibration.sigma
+    assert new.calibration.threshold_rate == old.calibration.threshold_rate
+    assert not np.allclose(new.calibration.mean, old.calibration.mean, atol=0.05)
+
+
+def test_its_record_says_what_was_calibrated_when_and_on_how_much(calibrated, scans):
+    old, new = calibrated
+    record = new.manifest["calibration"]
+    assert record["volumes"] == 5
+    assert record["of_bundle"] == {"name": "tiny", "sha256": old.digest}
+    assert len(record["date"]) == len("2026-11-25")
+    assert len(set(record["volume_sha256"])) == 5
+    assert str(scans) not in json.dumps(new.manifest), "folders can name patients"
+    assert new.spec.name == "ours"
+    assert new.manifest["training"] == old.manifest["training"]
+    assert "accuracy" not in new.manifest, "it was measured with the old calibration"
+
+
+def test_it_calibrates_to_what_ssn_train_calibrates_to(tiny_detector, tiny_calibration, scans, calibrated, tmp_path):
+    save_checkpoint(tmp_path / "model", tiny_detector)
+    table = ["image,mask,split", *(f"{path},,calibration" for path in sorted(scans.iterdir()))]
+    (tmp_path / "healthy.csv").write_text("\n".join(table))
+    settings = ("--sigma", tiny_calibration.sigma, "--rate", tiny_calibration.threshold_rate, "--device", "cpu")
+    result = run(train.app, "calibrate", tmp_path / "model", tmp_path / "healthy.csv", *settings)
+    assert result.exit_code == 0, result.output
+    ours, theirs = calibrated[1].calibration, load_calibration(tmp_path / "model")
+    # The checkpoint's way keeps features in half precision.
+    np.testing.assert_allclose(ours.mean, theirs.mean, atol=5e-3)
+    np.testing.assert_allclose(ours.deviation, theirs.deviation, atol=5e-3)
+    np.testing.assert_allclose(ours.healthy_scores, theirs.healthy_scores, rtol=0.02)
+    assert ours.gain == pytest.approx(theirs.gain, rel=0.01)
+    assert ours.threshold == pytest.approx(theirs.threshold, abs=0.05)
+
+
+def test_ssn_infer_takes_the_new_bundle_and_compares_with_the_new_volumes(calibrated, scans, tmp_path):
+    result = run(infer.app, scans / "s0.nii.gz", "-o", tmp_path, "--model", calibrated[1].folder, "--no-png")
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "s0.json").read_text())
+    assert record["volume"]["healthy_volumes"] == 5
+    assert record["bundle"] == {"name": "ours", "sha256": calibrated[1].digest}
+
+
+def test_too_few_volumes_are_refused_before_any_computing(tiny_bundle, scans, tmp_path):
+    result = calibrate(tiny_bundle, *sorted(scans.iterdir())[:4], "-o", tmp_path / "new")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: 4 healthy volumes are too few")
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_volume_that_is_not_usable_is_named_and_nothing_is_written(tiny_bundle, scans, tmp_path):
+    folder = shutil.copytree(scans, tmp_path / "healthy")
+    (folder / "cut.nii.gz").write_bytes((folder / "s0.nii.gz").read_bytes()[:3000])
+    shutil.copy(folder / "s1.nii.gz", folder / "twin.nii.gz")
+    result = calibrate(tiny_bundle, folder, folder / "missing.nii", "-o", tmp_path / "new")
+    assert result.exit_code == 1
+    cut, twin, missing, last = result.stderr.strip().splitlines()
+    assert "cut.nii.gz" in cut
+    assert "twin.nii.gz: is the same file as" in twin
+    assert "missing.nii" in missing
+    assert "3 of 8 volumes are not usable, so nothing is calibrated" in last
+    assert {path.name for path in tmp_path.iterdir()} == {"healthy"}
+
+
+def test_nothing_is_overwritten_without_force(calibrated, scans, tmp_path):
+    folder = shutil.copytree(calibrated[1].folder, tmp_path / "mine")
+    before = (folder / CALIBRATION_FILE).read_bytes()
+    result = calibrate(folder, scans, "-o", folder)
+    assert result.exit_code == 1
+    assert "--force" in result.stderr
+    assert (folder / CALIBRATION_FILE).read_bytes() == before
+    assert calibrate(folder, scans, "-o", folder, "--force").exit_code == 0
+    again = load_bundle(folder)
+    assert again.manifest["calibration"]["of_bundle"]["sha256"] == calibrated[1].digest
+    (tmp_path / "notes").mkdir()
+    assert "not a model bundle" in calibrate(folder, scans, "-o", tmp_path / "notes", "--force").stderr
+
+
+def test_no_torch_is_loaded(tiny_bundle, scans, tmp_path):
+    script = (
+        "import sys\nfrom ssn.cli.export import app\n"
+        "try:\n    app()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+        "print(sorted({'torch', 'onnx', 'timm', 'FrEIA', 'sklearn'} & {n.split('.')[0] for n in sys.modules}))"
+    )
+    arguments = ("calibrate", "--model", tiny_bundle, scans, "-o", tmp_path / "new", "--backend", "onnxruntime")
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+from brains import brain_array, save
+from scipy.ndimage import gaussian_filter
+
+from ssn.core.calibrate import NEIGHBOURHOOD, PRIOR_WEIGHT, HealthyVolume, calibrate, place_statistics
+from ssn.core.geometry import GridConfig, gaussian_matrix
+from ssn.core.scoring import anomaly_map
+from ssn.core.slices import cut_slices
+from ssn.core.volume import read_volume
+
+SHAPE = (12, 10, 14)
+
+
+def healthy_answers(volumes, rng):
+    """Log-likelihoods whose mean and spread differ from place to place, over a part of the grid each."""
+    mean, deviation = rng.normal(-1.5, 0.3, SHAPE).ravel(), rng.uniform(0.1, 0.4, SHAPE).ravel()
+    for _ in range(volumes):
+        places = np.flatnonzero(rng.random(mean.size) < 0.8)
+        yield places, (mean[places] + deviation[places] * rng.normal(size=places.size)).astype(np.float32)
+
+
+def scipy_statistics(answers):
+    sums = np.zeros((3, np.prod(SHAPE)))
+    for places, values in answers:
+        sums[:, places] += np.stack([np.ones(places.size), values, values.astype(np.float64) ** 2])
+    pooled = np.concatenate([values for _, values in answers]).astype(np.float64)
+    count, total, square = (gaussian_filter(s.reshape(SHAPE), NEIGHBOURHOOD, mode="constant") for s in sums)
+    mean = (total + PRIOR_WEIGHT * pooled.mean()) / (count + PRIOR_WEIGHT)
+    second = (square + PRIOR_WEIGHT * (pooled**2).mean()) / (count + PRIOR_WEIGHT)
+    return mean, np.sqrt(second - mean**2)
+
+
+def test_statistics_of_a_place_are_those_of_scipys_gaussian():
+    answers = list(healthy_answers(7, np.random.default_rng(0)))
+    for given, expected in zip(place_statistics(answers, SHAPE), scipy_statistics(answers), strict=True):
+        np.testing.assert_allclose(given, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [3, 20])
+def test_a_gaussian_with_zero_borders_is_scipys_constant(size):
+    expected = gaussian_filter(np.eye(size), (1.7, 0), mode="constant")
+    np.testing.assert_allclose(gaussian_matrix(size, 1.7, border="zero"), expected, atol=1e-12)
+
+
+def test_healthy_maps_have_mean_0_and_deviation_1_and_the_wanted_share_above_the_threshold(tmp_path):
+    """Also for volumes that calibration has not seen, and whatever the log-likelihood's own scale."""
+    grid, cells, rng = GridConfig(), 12, np.random.default_rng(2)
+    shape = (grid.windows, cells, cells)
+    mean, deviation = rng.normal(-40, 9, shape).ravel(), rng.uniform(1, 2, shape).ravel()
+    volume = read_volume(save(tmp_path / "scan.nii", *brain_array((4, 4, 4), lesion=False)))
+    stack = cut_slices(volume, grid, cells)
+    places = stack.occupied_places(0.5)
+
+    def answer():
+        return (mean[places] + deviation[places] * rng.normal(size=places.size)).astype(np.float32)
+
+    seen = (HealthyVolume.of(volume, stack, places, answer()) for _ in range(30))
+    calibration = calibrate(seen, windows=grid.windows, cells=cells, sigma=3.0, rate=0.01)
+    unseen = np.stack([anomaly_map(answer(), places, stack, calibration)[stack.brain] for _ in range(10)])
+    assert abs(unseen.mean()) < 0.1
+    assert unseen.std() == pytest.approx(1, abs=0.1)
+    assert (unseen > calibration.threshold).mean() == pytest.approx(0.01, abs=0.004)
+    assert calibration.healthy_scores.size == 30
+    assert (np.diff(calibration.healthy_scores) >= 0).all()
+
+
+def test_a_healthy_volume_keeps_no_intensities(tmp_path):
+    volume = read_volume(save(tmp_path / "scan.nii", *brain_array((6, 6, 6))))
+    stack = cut_slices(volume, GridConfig(), 12)
+    kept = HealthyVolume.of(volume, stack, np.arange(3), np.zeros(3, np.float32))
+    assert kept.stack.slices.size == 0
+    assert kept.stack.slices.base is None, "a view would keep the whole"
