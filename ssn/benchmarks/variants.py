@@ -6,7 +6,6 @@ A step counts only at equal accuracy: beside its time stands how well its map ag
 from __future__ import annotations
 
 import gzip
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -232,8 +231,3 @@ def measure_files(scan: Path, folder: Path, rounds: int = 7) -> Iterator[dict[st
             "after": Spread.of(second).as_json(),
             "faster": Ratio.bootstrap(first, second).as_json(),
         }
-
-
-def default_threads() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -222,14 +222,14 @@ def _suite(
     from ssn.benchmarks.runners import DEFAULT_ENGINES
     from ssn.benchmarks.slice_models import MODELS
     from ssn.benchmarks.suite import Suite
-    from ssn.benchmarks.variants import default_threads
+    from ssn.runtime.machine import cores
 
     return Suite(
         output,
         models=MODELS if model == "all" else (model,),
         engines=tuple(engine or DEFAULT_ENGINES),
         against=tuple(against or ()),
-        threads=threads or default_threads(),
+        threads=threads or cores(),
         native=native,
         overwrite=force,
     )
