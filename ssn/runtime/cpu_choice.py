@@ -113,7 +113,7 @@ def _batch(bundle: Bundle) -> Batch:
     grid, cells = bundle.spec.grid, bundle.spec.cells**2
     windows = max(1, DEFAULT_BATCH // grid.window)
     ramp = np.linspace(0, 6, grid.plane, dtype=np.float32)
-    plane = 0.5 + 0.4 * np.sin(ramp) * np.cos(ramp[:, None])
+    plane = (0.5 + 0.4 * np.sin(ramp) * np.cos(ramp[:, None])).astype(np.float32)
     slices = np.repeat(plane[None, None], windows * grid.window, axis=0)
     first = (grid.windows - windows) // 2
     return Batch(slices, np.arange(first * cells, (first + windows) * cells, 2), first)
@@ -127,7 +127,7 @@ def _seconds(backend: Backend, batch: Batch) -> float:
 
 
 def _read(path: Path) -> dict[str, float]:
-    """What is remembered; nothing if the file is missing or damaged."""
+    """Read what is remembered; nothing if the file is missing or damaged."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -135,9 +135,7 @@ def _read(path: Path) -> dict[str, float]:
     if not isinstance(found, dict):
         return {}
     return {
-        key: value
-        for key, value in found.items()
-        if isinstance(value, float) and math.isfinite(value) and value > 0
+        key: value for key, value in found.items() if isinstance(value, float) and math.isfinite(value) and value > 0
     }
 
 
