@@ -193,7 +193,7 @@ def _measure_block(
 
 
 def _row(one: _Contender, engine: Engine, samples: Mapping[str, Samples], models: Sequence[str]) -> Row:
-    """Times of a baseline, and their ratios to those of each slice pipeline in the same rounds."""
+    """Summarise times of a baseline, and their ratios to those of each slice pipeline in the same rounds."""
     net = np.array(samples[one.baseline.name]["total"]) * one.factor
     own = {"net": net, "file": net + np.array(samples[_AROUND]["total"])}
     row = one.row(engine)

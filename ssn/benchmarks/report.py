@@ -121,8 +121,8 @@ def _table(rows: Sequence[Row], kind: str, accuracy: Mapping[str, Any] | None) -
 
 
 _LATENCY_COLUMNS = (
-    "method", "group", "network s", "file s", "AUROC", "AUPRC", "p90 s", "p99 s", "rounds", "TFLOP", "M parameters", "weights MB",
-    "times", "note",
+    "method", "group", "network s", "file s", "AUROC", "AUPRC", "p90 s", "p99 s", "rounds", "TFLOP", "M parameters",
+    "weights MB", "times", "note",
 )  # fmt: skip
 _MEMORY = ("peak_mb", "ready_s", "volume_s", "process_s")
 
@@ -206,7 +206,7 @@ def _throughput_sections(results: Results, charts: bool) -> Iterator[Section]:
 
 
 def _by_slices(row: Row) -> dict[str, Sequence[Row]]:
-    """Times by number of slices: of the slice pipeline, and of 3D networks that were timed beside it."""
+    """Collect times by number of slices: of the slice pipeline, and of 3D networks that were timed beside it."""
     return {row["method"]: row["slices"], **row.get("slices_3d", {})} if row.get("slices") else {}
 
 

@@ -26,7 +26,7 @@ class Table:
 
 
 def number(value: float | None) -> str:
-    """Three digits; "-" where there is none."""
+    """Write three digits; "-" where there is none."""
     if value is None:
         return "-"
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
@@ -48,7 +48,7 @@ def claim_tables(results: Results, model: str, *, ratio: float, memory_ratio: fl
 
 
 def step_table(results: Results) -> Table | None:
-    """Each step that makes the product fast, with what it does to accuracy."""
+    """List each step that makes the product fast, with what it does to accuracy."""
     rows = [_step(row) for row in rows_of(results, "variants")]
     header = (
         "step",
@@ -84,7 +84,7 @@ def _step(row: Row) -> list[str]:
 
 
 def cohort_table(results: Results) -> Table | None:
-    """How much of the slowest part's speed a cohort reaches, whether that is the goal, and what limits it."""
+    """Say how much of the slowest part's speed a cohort reaches, whether that is the goal, and what limits it."""
     header = ("model", "volumes a minute", "slowest part", "its time alone of all", "goal of 90 %", "limited by",
               "peak MB by volumes")  # fmt: skip
     rows = [
@@ -103,12 +103,12 @@ def cohort_table(results: Results) -> Table | None:
 
 
 def goal(row: Row) -> str:
-    """Whether a cohort reaches what is asked: "holds", "does not hold" or "undecided"."""
+    """Say whether a cohort reaches what is asked: "holds", "does not hold" or "undecided"."""
     return Ratio(**row["efficiency"]).verdict(EFFICIENCY_WANTED)
 
 
 def limit(row: Row) -> str:
-    """What bounds a cohort's time from below: its slowest part alone, or the cores that all parts share."""
+    """Say what bounds a cohort's time from below: its slowest part alone, or the cores that all parts share."""
     if "cpu_s" not in row:
         return "-"
     alone = sorted(row["samples_s"][row["slowest"]])[len(row["samples_s"][row["slowest"]]) // 2]
@@ -119,7 +119,7 @@ def limit(row: Row) -> str:
 
 
 def accuracy_of(row: Row, accuracy: Mapping[str, Any] | None) -> Row:
-    """What is known of the accuracy of a slice pipeline or network over all lesions; empty if nothing is.
+    """Find what is known of the accuracy of a method over all lesions; empty if nothing is.
 
     Parameters
     ----------
@@ -132,7 +132,7 @@ def accuracy_of(row: Row, accuracy: Mapping[str, Any] | None) -> Row:
 
 
 def accuracy_table(accuracy: Mapping[str, Any]) -> Table:
-    """Each method's accuracy by kind of lesion."""
+    """List each method's accuracy by kind of lesion."""
     rows = [
         [method, label, *(number(values.get(name)) for name in _MEASURES)]
         for method, found in accuracy.items()
@@ -144,10 +144,10 @@ def accuracy_table(accuracy: Mapping[str, Any]) -> Table:
 
 
 def interval(ratio: Row) -> str:
-    """A ratio with its interval."""
+    """Write a ratio with its interval."""
     return f"{ratio['value']:.2f}x [{ratio['low']:.2f}, {ratio['high']:.2f}]"
 
 
 def percent(ratio: Row) -> str:
-    """A share with its interval."""
+    """Write a share with its interval."""
     return f"{100 * ratio['value']:.0f} % [{100 * ratio['low']:.0f}, {100 * ratio['high']:.0f}]"

@@ -36,10 +36,9 @@ def sensitive_convolutions(encoder: ModelProto) -> set[str]:
     The first ones' few channels carry the image that all others are made from. The whitening multiplies
     directions in which features hardly vary until they vary like all others, and an 8-bit error with them.
     """
-    weights = {tensor.name for tensor in encoder.graph.initializer}
+    features = {value.name for value in encoder.graph.output}
     found = [node for node in encoder.graph.node if node.op_type == "Conv"]
-    # The whitening's weight is computed in the graph, from a matrix.
-    return {node.name for index, node in enumerate(found) if index < _EARLY or node.input[1] not in weights}
+    return {node.name for index, node in enumerate(found) if index < _EARLY or features & set(node.output)}
 
 
 def quantise(
