@@ -79,6 +79,8 @@ def infer(
         if verbose:
             for line in choice.passed_over:
                 typer.echo(f"Not used: {line}", err=True)
+            if choice.measured:
+                typer.echo(f"On the CPU: {choice.measured}", err=True)
             typer.echo(f"Computes: {choice.label}", err=True)
 
         with choice.backend as runner, progress_bar() as bar:

@@ -71,14 +71,16 @@ class Choice:
 
     Attributes
     ----------
-    passed_over : a line for each way that was considered before it, saying why it doesn't run
+    passed_over : a line for each better way, saying why it doesn't run
     warnings : those worth saying unasked: engines that were built and are of no use here
+    measured : what was found of the ways to compute on this CPU; None if there was no choice to make
     """
 
     backend: Backend
     label: str
     passed_over: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    measured: str | None = None
 
 
 def engine_problem(entry: EngineEntry, bundle: Bundle, machine: Machine, *, verify: bool = False) -> str | None:
@@ -166,16 +168,19 @@ def open_backend(bundle: Bundle, request: Request, machine: Machine | None = Non
     passed_over: list[str] = []
     warnings: list[str] = []
 
+    measured = None
+
     def compare() -> Comparison | None:
+        nonlocal measured
         comparison = compare_on_cpu(bundle, machine, request.threads)
-        passed_over.append(comparison.line() if comparison else "openvino: cannot be measured here")
+        measured = comparison.line() if comparison else "openvino: cannot be measured here"
         return comparison
 
     for option in in_order(fitting, compare):
         problem = option.problem
         if problem is None:
             try:
-                return Choice(open_option(bundle, option, request), option.label, passed_over, warnings)
+                return Choice(open_option(bundle, option, request), option.label, passed_over, warnings, measured)
             except SsnError as error:
                 # The bundle's own graphs, or the user's limit: no other backend would be better off.
                 if isinstance(error, MemoryLimitError) or (isinstance(error, BundleError) and option.entry is None):
