@@ -71,7 +71,7 @@ _TEXT = {
         "disk; a 3D network's is its own time plus reading, normalising, comparing and writing, timed in the same "
         "rounds. Heavy networks are timed on a part of the volume, or on one of their steps or windows; the column "
         "'times' says how many times that was taken. AUROC, AUPRC: of voxels, over all lesions, where they are known; "
-        '"-": the weights are random, so there is no accuracy.'
+        '"-": the weights are random, or the precision is not the one that accuracy was measured in.'
     ),
     "memory": (
         "Peak resident memory of a fresh process that takes one volume from file to file, Python and its libraries "

@@ -167,7 +167,6 @@ def open_backend(bundle: Bundle, request: Request, machine: Machine | None = Non
         fitting = [option for option in fitting if option.device == "cuda"]
     passed_over: list[str] = []
     warnings: list[str] = []
-
     measured = None
 
     def compare() -> Comparison | None:

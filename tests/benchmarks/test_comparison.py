@@ -12,7 +12,14 @@ from ssn.benchmarks.baselines import BASELINES, Baseline, FullResolutionAutoenco
 from ssn.benchmarks.claim import check_claim, holds
 from ssn.benchmarks.contenders import SliceModel
 from ssn.benchmarks.costs import Costs, count_costs
-from ssn.benchmarks.latency import LatencyPlan, _too_slow, _undecided, count_blocks, measure_latency
+from ssn.benchmarks.latency import (
+    LatencyPlan,
+    _known_accuracy,
+    _too_slow,
+    _undecided,
+    count_blocks,
+    measure_latency,
+)
 from ssn.benchmarks.measure import Clock, Ratio, timed_rounds
 from ssn.benchmarks.runners import choose_engines
 from ssn.benchmarks.throughput import measure_slices
@@ -174,6 +181,15 @@ def test_networks_are_timed_by_slices_beside_the_slice_pipeline(tmp_path, tiny_b
     found = measure_slices(scan, bundle, SMALL[:1], tmp_path, counts=(6, 12), rounds=3, threads=1)
     assert set(found) == {"tiny", "narrow"}
     assert [row["slices"] for row in found["narrow"]] == [row["slices"] for row in found["tiny"]] == [6, 12]
+
+
+def test_accuracy_is_that_of_what_runs(tiny_bundle):
+    bundle = load_bundle(tiny_bundle)
+    bundle.manifest["accuracy"] = {"all": {"auroc": 0.9}}
+    engines = choose_engines(["onnxruntime", "openvino", "openvino bf16", "torch"])
+    assert [_known_accuracy(engine, bundle) for engine in engines] == [{"auroc": 0.9}, {"auroc": 0.9}, None, None]
+    del bundle.manifest["accuracy"]
+    assert _known_accuracy(engines[0], bundle) is None
 
 
 def _row(method, group, **more):
