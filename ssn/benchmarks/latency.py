@@ -17,6 +17,7 @@ from ssn.benchmarks.contenders import (
     SliceModel,
     baseline_costs,
     export_baseline,
+    known_accuracy,
     random_volume,
     run_slices,
     slice_costs,
@@ -31,7 +32,6 @@ from ssn.runtime.memory import MEGABYTE
 if TYPE_CHECKING:
     from ssn.benchmarks.baselines import Baseline
     from ssn.benchmarks.costs import Costs
-    from ssn.core.bundle import Bundle
 
 MOST_REPEATS = 3  # of a block that is undecided: looking until it is decided would find what is not there
 AT_ONCE = 6  # baselines in memory together: slice pipelines are timed once a block, so fewer blocks are faster
@@ -271,7 +271,7 @@ def _slice_row(
         "group": "slice pipeline",
         "remark": f"{work['slices']} slices, {work['places']} map cells with brain",
         "costs": costs,
-        "accuracy": _known_accuracy(engine, model.bundle),
+        "accuracy": known_accuracy(engine, model.bundle),
         "weights_mb": round(sum(entry["bytes"] for entry in model.bundle.manifest["files"].values()) / MEGABYTE, 1),
         "net": Spread.of(samples["net"]).as_json(),
         "file": Spread.of(samples["total"]).as_json(),
@@ -279,17 +279,6 @@ def _slice_row(
         "file_samples_ms": _milliseconds(samples["total"]),
         "stages_ms": {stage: round(float(np.median(seconds)) * 1000, 2) for stage, seconds in stages.items()},
     }
-
-
-def _known_accuracy(engine: Engine, bundle: Bundle) -> Mapping[str, float] | None:
-    """Accuracy on a bundle's record, where it is what runs.
-
-    It was measured in FP32: bfloat16 gives other maps (`variants`), and in torch the weights are random.
-    """
-    if engine.kind == "torch" or engine.precision != "fp32":
-        return None
-    found: Mapping[str, float] | None = bundle.manifest.get("accuracy", {}).get("all")
-    return found
 
 
 def _seconds(run: Callable[[], object]) -> float:

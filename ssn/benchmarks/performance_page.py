@@ -32,7 +32,9 @@ def _parts(results: Results, ratio: float, memory_ratio: float, accuracy: Mappin
         "`ssn-bench` (`scripts/cpu_suite` runs all of it); this page is made by "
         "`ssn-bench performance RESULTS -o docs/performance.md`. [bench.md](bench.md) says how it is measured."
     )
-    models = {row["method"]: row for row in rows_of(results, "latency") if row.get("group") == "slice pipeline"}
+    pipelines = [row for row in rows_of(results, "latency") if row.get("group") == "slice pipeline"]
+    # Of a pipeline's engines the one whose accuracy is known speaks for it.
+    models = {row["method"]: row for row in sorted(pipelines, key=lambda row: bool(row.get("accuracy")))}
     for model, row in models.items():
         yield f"## {model} against 3D networks"
         yield (

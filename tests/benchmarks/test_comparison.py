@@ -10,11 +10,10 @@ from typer.testing import CliRunner
 import ssn.benchmarks.latency as latency_module
 from ssn.benchmarks.baselines import BASELINES, Baseline, FullResolutionAutoencoder, choose_baselines
 from ssn.benchmarks.claim import check_claim, holds
-from ssn.benchmarks.contenders import SliceModel
+from ssn.benchmarks.contenders import SliceModel, known_accuracy
 from ssn.benchmarks.costs import Costs, count_costs
 from ssn.benchmarks.latency import (
     LatencyPlan,
-    _known_accuracy,
     _too_slow,
     _undecided,
     count_blocks,
@@ -187,9 +186,9 @@ def test_accuracy_is_that_of_what_runs(tiny_bundle):
     bundle = load_bundle(tiny_bundle)
     bundle.manifest["accuracy"] = {"all": {"auroc": 0.9}}
     engines = choose_engines(["onnxruntime", "openvino", "openvino bf16", "torch"])
-    assert [_known_accuracy(engine, bundle) for engine in engines] == [{"auroc": 0.9}, {"auroc": 0.9}, None, None]
+    assert [known_accuracy(engine, bundle) for engine in engines] == [{"auroc": 0.9}, {"auroc": 0.9}, None, None]
     del bundle.manifest["accuracy"]
-    assert _known_accuracy(engines[0], bundle) is None
+    assert known_accuracy(engines[0], bundle) is None
 
 
 def _row(method, group, **more):
