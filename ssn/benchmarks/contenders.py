@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from ssn.runtime.pipeline import infer_volume, write_outputs
 if TYPE_CHECKING:
     from ssn.benchmarks.baselines import Baseline
     from ssn.benchmarks.costs import Costs
+    from ssn.benchmarks.runners import Engine
     from ssn.train.checkpoint import Detector
 
 NOT_NETWORK = ("read", "prepare", "map", "write", "picture")
@@ -92,6 +93,16 @@ def slice_costs(name: ModelName, work: dict[str, int]) -> Costs:
         sum(part.flops for part in parts),
         sum(part.bytes_moved for part in parts),
     )
+
+
+def known_accuracy(engine: Engine, bundle: Bundle) -> Mapping[str, float] | None:
+    """Give the accuracy on a bundle's record, where that is what runs.
+
+    It was measured in FP32: bfloat16 gives other maps (`variants`), and in torch the weights are random.
+    """
+    if engine.kind == "torch" or engine.precision != "fp32":
+        return None
+    return cast("Mapping[str, float] | None", bundle.manifest.get("accuracy", {}).get("all"))
 
 
 def export_baseline(baseline: Baseline, shape: Shape, folder: Path) -> Path:

@@ -8,17 +8,16 @@ from __future__ import annotations
 import importlib.util
 import json
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ssn.benchmarks.gpu_timing import WARM_UP, Report, attempt, consume, end_to_end, peak_memory, time_variants
 from ssn.benchmarks.measure import environment, interleaved
 from ssn.benchmarks.phantom import write_phantom
 from ssn.benchmarks.slice_models import MODELS, ModelName, make_bundle
@@ -26,38 +25,21 @@ from ssn.core.atomic import write_text_atomic
 from ssn.core.bundle import Bundle
 from ssn.core.engine_record import Device
 from ssn.core.engines import find_engines
-from ssn.core.errors import BackendError, SsnError
+from ssn.core.errors import BackendError
 from ssn.core.slices import SliceStack, cut_slices
 from ssn.core.volume import read_volume
 from ssn.runtime.backend import Batch, StageTimes, plan_batches, run_batches
-from ssn.runtime.cuda import Cuda, find_device
-from ssn.runtime.device_pipeline import DevicePipeline
-from ssn.runtime.memory import MEGABYTE, BatchLayout
+from ssn.runtime.cuda import find_device
+from ssn.runtime.memory import MEGABYTE
 from ssn.runtime.onnxruntime import OnnxRuntimeBackend
-from ssn.runtime.pipeline import infer_volume
-from ssn.runtime.schedule import DEFAULT_SLOTS, Schedule
 from ssn.runtime.tensorrt import TensorRTBackend
 
 if TYPE_CHECKING:
     from ssn.train.checkpoint import Detector
 
 _NEEDED = {"torch": "torch", "timm": "timm", "FrEIA": "FrEIA", "onnx": "onnx", "onnxscript": "onnxscript"}
-_WARM_UP = 3
-# (overlap, graphs): what each of the two brings
-_VARIANTS = {
-    "streams and graphs": (True, True),
-    "streams": (True, False),
-    "graphs": (False, True),
-    "neither": (False, False),
-}
-_SAMPLED_EVERY = 0.002  # s
 
-Report = dict[str, Any]
 Say = Callable[[str], None]
-
-
-class _Runner(Protocol):
-    def run(self, batches: Sequence[Batch], times: StageTimes) -> Iterator[Any]: ...
 
 
 def require_gpu() -> Device:
@@ -109,7 +91,7 @@ def run_gpu_suite(
 
     save()
     say(f"{device.name}: one matrix product in FP16")
-    report["fp16_matmul_tflops"] = _attempt(lambda: round(matmul_rate() / 1e12, 1))
+    report["fp16_matmul_tflops"] = attempt(lambda: round(matmul_rate() / 1e12, 1))
     with tempfile.TemporaryDirectory() as scratch:
         for model in models:
             part: Report = {}
@@ -122,20 +104,12 @@ def run_gpu_suite(
     return report
 
 
-def _attempt(measure: Callable[[], Any]) -> Any:
-    """Return the result of a measurement, or the reason why there is none."""
-    try:
-        return measure()
-    except SsnError as error:
-        return {"problem": str(error)}
-    except Exception as error:  # torch and compilers raise what they like; the other parts must still be measured
-        return {"problem": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
-
-
 def _measure_model(
     part: Report, model: ModelName, scratch: Path, device: Device, rounds: int, max_batch: int
 ) -> Iterator[str]:
     """Measure one model, part by part; yields what comes next."""
+    from ssn.benchmarks.gpu_torch_times import time_torch, time_torch_pipeline
+
     yield "making the bundle"
     scan = write_phantom(scratch / "phantom.nii.gz")
     detector, bundle = make_bundle(model, scratch / model, scan)
@@ -147,19 +121,19 @@ def _measure_model(
         "places": sum(len(batch.places) for batch in batches),
         "batches": len(batches),
     }
-    part["flops"] = _attempt(lambda: _flops(detector, batches, bundle.spec.grid.window))
+    part["flops"] = attempt(lambda: _flops(detector, batches, bundle.spec.grid.window))
     yield "building engines"
-    part["engines"] = _attempt(lambda: _build(bundle, scan, device, max_batch))
+    part["engines"] = attempt(lambda: _build(bundle, scan, device, max_batch))
     yield "comparing every backend"
-    part["check"] = _attempt(lambda: _check(bundle, scan))
+    part["check"] = attempt(lambda: _check(bundle, scan))
     yield "TensorRT"
-    part["tensorrt"] = _attempt(lambda: _tensorrt(bundle, stack, batches, scan, rounds))
+    part["tensorrt"] = attempt(lambda: _tensorrt(bundle, stack, batches, scan, rounds))
     yield "ONNX Runtime with CUDA"
-    part["onnxruntime_cuda"] = _attempt(lambda: _onnxruntime(bundle, batches, scan, max_batch, rounds))
+    part["onnxruntime_cuda"] = attempt(lambda: _onnxruntime(bundle, batches, scan, max_batch, rounds))
     yield "torch"
-    part["torch"] = _attempt(lambda: _torch(detector, batches, rounds))
+    part["torch"] = attempt(lambda: time_torch(detector, batches, rounds))
     yield "the CUDA pipeline over compiled torch"
-    part["pipeline_over_torch"] = _attempt(lambda: _torch_pipeline(detector, bundle, batches, max_batch, rounds))
+    part["pipeline_over_torch"] = attempt(lambda: time_torch_pipeline(detector, bundle, batches, max_batch, rounds))
 
 
 def _flops(detector: Detector, batches: Sequence[Batch], window: int) -> Report:
@@ -199,70 +173,6 @@ def _check(bundle: Bundle, scan: Path) -> list[Report]:
     return [asdict(row) for row in check_bundle(bundle, [prepare(bundle, scan)])]
 
 
-def _consume(runner: _Runner, batches: Sequence[Batch], times: StageTimes) -> None:
-    for _ in runner.run(batches, times):
-        pass
-
-
-def _variants(
-    opened: Callable[[bool, bool], AbstractContextManager[_Runner]], batches: Sequence[Batch], rounds: int
-) -> Report:
-    """Time a volume with and without overlapped streams and CUDA graphs, in interleaved rounds."""
-    with ExitStack() as stack:
-        runners = {name: stack.enter_context(opened(*switches)) for name, switches in _VARIANTS.items()}
-        for runner in runners.values():
-            for _ in range(_WARM_UP):
-                _consume(runner, batches, StageTimes())
-        times = {name: StageTimes() for name in runners}
-        runs = {name: partial(_consume, runner, batches, times[name]) for name, runner in runners.items()}
-        spreads = interleaved(runs, rounds=rounds, warm_up=0)
-    return {
-        name: {
-            "volume": spread.as_json(),
-            "device_ms": {stage: round(s * 1000 / rounds, 3) for stage, s in times[name].seconds.items()},
-        }
-        for name, spread in spreads.items()
-    }
-
-
-def _peak_memory(measure: Callable[[], Any]) -> tuple[Any, float]:
-    """Return the result of `measure`, and the GPU memory in MB that was taken at its height, by all of this machine."""
-    with Cuda() as cuda:
-        before = lowest = cuda.memory()[0]
-        done = threading.Event()
-
-        def sample() -> None:
-            nonlocal lowest
-            while not done.wait(_SAMPLED_EVERY):
-                lowest = min(lowest, cuda.memory()[0])
-
-        sampler = threading.Thread(target=sample)
-        sampler.start()
-        try:
-            result = measure()
-        finally:
-            done.set()
-            sampler.join()
-    return result, round((before - lowest) / MEGABYTE, 1)
-
-
-def _end_to_end(backend: Any, bundle: Bundle, scan: Path, batch: int, rounds: int) -> Report:
-    """Time a volume from its file to its map."""
-    for _ in range(_WARM_UP):
-        infer_volume(scan, bundle, backend, batch=batch)
-    stages = StageTimes()
-
-    def run() -> None:
-        for stage, seconds in infer_volume(scan, bundle, backend, batch=batch).times.seconds.items():
-            stages.add(stage, seconds)
-
-    spread = interleaved({"volume": run}, rounds=rounds, warm_up=0)["volume"]
-    return {
-        "volume": spread.as_json(),
-        "stages_ms": {name: round(seconds * 1000 / rounds, 2) for name, seconds in stages.seconds.items()},
-    }
-
-
 def _tensorrt(bundle: Bundle, stack: SliceStack, batches: Sequence[Batch], scan: Path, rounds: int) -> Report:
     entries = [entry for entry in find_engines(bundle) if entry.record is not None]
     if not entries:
@@ -271,12 +181,12 @@ def _tensorrt(bundle: Bundle, stack: SliceStack, batches: Sequence[Batch], scan:
 
     def once() -> Report:
         with TensorRTBackend(bundle, entry) as backend:
-            _consume(backend, batches, StageTimes())
+            consume(backend, batches, StageTimes())
             return {"described": backend.describe(), "allocated_mb": round(backend.peak_bytes / MEGABYTE, 1)}
 
-    result, peak = _peak_memory(once)
+    result, peak = peak_memory(once)
     result["peak_memory_mb"] = peak
-    result["variants"] = _variants(
+    result["variants"] = time_variants(
         lambda overlap, graphs: TensorRTBackend(bundle, entry, overlap=overlap, graphs=graphs), batches, rounds
     )
     with TensorRTBackend(bundle, entry) as backend, OnnxRuntimeBackend(bundle) as reference:
@@ -284,76 +194,24 @@ def _tensorrt(bundle: Bundle, stack: SliceStack, batches: Sequence[Batch], scan:
         _, given = run_batches(backend, stack, bundle.spec.occupancy, size, StageTimes())
         _, wanted = run_batches(reference, stack, bundle.spec.occupancy, size, StageTimes())
         result["largest_difference"] = float(np.abs(given - wanted).max())
-        result["end_to_end"] = _end_to_end(backend, bundle, scan, size, rounds)
+        result["end_to_end"] = end_to_end(backend, bundle, scan, size, rounds)
     return result
 
 
 def _onnxruntime(bundle: Bundle, batches: Sequence[Batch], scan: Path, max_batch: int, rounds: int) -> Report:
     def measure() -> Report:
         with OnnxRuntimeBackend(bundle, provider="cuda") as backend:
-            run = partial(_consume, backend, batches, StageTimes())
-            spread = interleaved({"volume": run}, rounds=rounds, warm_up=_WARM_UP)["volume"]
+            run = partial(consume, backend, batches, StageTimes())
+            spread = interleaved({"volume": run}, rounds=rounds, warm_up=WARM_UP)["volume"]
             return {
                 "described": backend.describe(),
                 "volume": spread.as_json(),
-                "end_to_end": _end_to_end(backend, bundle, scan, max_batch, rounds),
+                "end_to_end": end_to_end(backend, bundle, scan, max_batch, rounds),
             }
 
-    result, peak = _peak_memory(measure)
+    result, peak = peak_memory(measure)
     result["peak_memory_mb"] = peak
     return dict(result)
-
-
-def _torch(detector: Detector, batches: Sequence[Batch], rounds: int) -> Report:
-    import torch
-
-    from ssn.benchmarks.gpu_torch import TorchDetector
-
-    ways = {
-        "eager fp32, channels last": (torch.float32, False),
-        "eager fp16, channels last": (torch.float16, False),
-        "compiled fp16, channels last": (torch.float16, True),
-    }
-    result: Report = {}
-    runs = {}
-    for name, (dtype, compiled) in ways.items():
-        made = _attempt(partial(_warm_torch, TorchDetector, detector, dtype, compiled, batches))
-        if isinstance(made, dict):
-            result[name] = made
-        else:
-            runs[name] = partial(made.run, batches)
-    for name, spread in interleaved(runs, rounds=rounds, warm_up=_WARM_UP).items():
-        result[name] = {"volume": spread.as_json()}
-    return result
-
-
-def _warm_torch(kind: Any, detector: Detector, dtype: Any, compiled: bool, batches: Sequence[Batch]) -> Any:
-    made = kind(detector, dtype, compiled=compiled)
-    made.run(batches)
-    return made
-
-
-def _torch_pipeline(
-    detector: Detector, bundle: Bundle, batches: Sequence[Batch], max_batch: int, rounds: int
-) -> Report:
-    import torch
-
-    from ssn.benchmarks.gpu_torch import TorchDetector, TorchStages
-
-    layout = BatchLayout.of(bundle.spec, "float16", "float16")
-    compiled = TorchDetector(detector, torch.float16, compiled=True)
-
-    @contextmanager
-    def opened(overlap: bool, graphs: bool) -> Iterator[_Runner]:
-        with Cuda() as cuda:
-            schedule = Schedule(DEFAULT_SLOTS if overlap else 1, overlap)
-            stages = TorchStages(compiled, layout)
-            pipeline = DevicePipeline(cuda, layout, max_batch // layout.window, stages, schedule, graphs=graphs)
-            yield pipeline
-            if pipeline.graph_problem:
-                raise BackendError(pipeline.graph_problem)
-
-    return {"variants": _variants(opened, batches, rounds)}
 
 
 def _add_roofline(part: Report, matmul_tflops: float | Report) -> None:

@@ -16,7 +16,9 @@ h3 { font-size: 1rem; margin: 1.2rem 0 .3rem; }
 table { border-collapse: collapse; font-size: .86rem; margin: .6rem 0; }
 th, td { padding: .2rem .7rem .2rem 0; text-align: right; border-bottom: 1px solid #e9ecef; vertical-align: top; }
 th:first-child, td:first-child, td.text, th.text { text-align: left; }
-svg { max-width: 100%; height: auto; display: block; margin: .6rem 0; }
+td:first-child { white-space: nowrap; }
+.charts { display: flex; flex-wrap: wrap; align-items: flex-end; gap: 0 1.5rem; }
+svg { max-width: 100%; height: auto; margin: .6rem 0; }
 .scroll { overflow-x: auto; } .note { color: #495057; font-size: .86rem; }
 """
 
@@ -55,7 +57,8 @@ def as_html(sections: Sequence[Section], results: Results, title: str) -> str:
         parts.append(f"<h{section.level}>{html.escape(section.title)}</h{section.level}>")
         if section.text:
             parts.append(f'<p class="note">{html.escape(section.text)}</p>')
-        parts += section.charts
+        if section.charts:
+            parts.append(f'<div class="charts">{"".join(section.charts)}</div>')
         if section.rows:
             parts.append(_html_table(section))
     data = json.dumps(results).replace("</", "<\\/")
@@ -69,7 +72,7 @@ def as_html(sections: Sequence[Section], results: Results, title: str) -> str:
 
 
 def _html_table(section: Section) -> str:
-    words = {"group", "note", "engine", "value", "lesions", "network", "file to file", "memory"}
+    words = {"accuracy", "group", "note", "engine", "value", "lesions", "network", "file to file", "memory"}
     text = [name in words for name in section.header]
 
     def line(tag: str, cells: Sequence[str]) -> str:

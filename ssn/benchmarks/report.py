@@ -6,9 +6,19 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ssn.benchmarks.claim import QUANTITIES, check_claim
 from ssn.benchmarks.rendering import Section
 from ssn.benchmarks.results import Results, rows_of
+from ssn.benchmarks.tables import (
+    Table,
+    accuracy_of,
+    accuracy_table,
+    claim_tables,
+    goal,
+    limit,
+    number,
+    percent,
+    step_table,
+)
 
 Row = Mapping[str, Any]
 
@@ -35,18 +45,24 @@ def build_sections(
             drawn = [row for row in own if value in row]
             section = Section(engine, 3, _problem(own))
             if any("group" in row for row in own):
-                section.header, section.rows = _table(own, kind)
+                section.header, section.rows = _table(own, kind, accuracy)
             if charts and drawn:
                 from ssn.benchmarks.charts import bars
 
                 section.charts.append(bars(drawn, value, unit))
             yield section
     yield from _stage_sections(results, charts)
+    yield from _step_sections(results)
     yield from _throughput_sections(results, charts)
     yield from _roofline_sections(results, charts)
     if accuracy is not None:
-        yield _accuracy_section(accuracy)
+        text = "As ssn-bench accuracy measured it. 3D networks here have random weights, so they have no accuracy."
+        yield _section(accuracy_table(accuracy), text)
     yield _environment_section(results)
+
+
+def _section(table: Table, text: str = "", level: int = 2) -> Section:
+    return Section(table.title, level, text, table.header, table.rows)
 
 
 _TEXT = {
@@ -54,7 +70,8 @@ _TEXT = {
         "Medians of interleaved rounds. Network: the networks alone. File: from a gzipped NIfTI to map and mask on "
         "disk; a 3D network's is its own time plus reading, normalising, comparing and writing, timed in the same "
         "rounds. Heavy networks are timed on a part of the volume, or on one of their steps or windows; the column "
-        "'times' says how many times that was taken. Weights are random, except the compact model's."
+        "'times' says how many times that was taken. AUROC, AUPRC: of voxels, over all lesions, where they are known; "
+        '"-": the weights are random, or the precision is not the one that accuracy was measured in.'
     ),
     "memory": (
         "Peak resident memory of a fresh process that takes one volume from file to file, Python and its libraries "
@@ -76,26 +93,27 @@ def _problem(rows: Sequence[Row]) -> str:
     return "; ".join(str(row["problem"]) for row in rows if "problem" in row and "method" not in row)
 
 
-def _table(rows: Sequence[Row], kind: str) -> tuple[Sequence[str], list[list[str]]]:
+def _table(rows: Sequence[Row], kind: str, accuracy: Mapping[str, Any] | None) -> tuple[Sequence[str], list[list[str]]]:
     order = ("slice pipeline", "task peer", "ceiling")
     shown = sorted((row for row in rows if "group" in row), key=lambda row: order.index(row["group"]))
     if kind == "memory":
         columns = ("method", "group", "peak MB", "ready s", "first volume s", "process s", "note")
         return columns, [
-            [row["method"], row["group"], *(_number(row.get(key)) for key in _MEMORY), _note(row)] for row in shown
+            [row["method"], row["group"], *(number(row.get(key)) for key in _MEMORY), _note(row)] for row in shown
         ]
     return _LATENCY_COLUMNS, [
         [
             row["method"],
             row["group"],
-            _number(row.get("net_s")),
-            _number(row.get("file_s")),
-            *(_number(row["file"][key] / 1000) if "file" in row else "-" for key in ("p90_ms", "p99_ms")),
+            number(row.get("net_s")),
+            number(row.get("file_s")),
+            *(number(accuracy_of(row, accuracy).get(name)) for name in ("auroc", "auprc")),
+            *(number(row["file"][key] / 1000) if "file" in row else "-" for key in ("p90_ms", "p99_ms")),
             str(row["net"]["rounds"]) if "net" in row else "-",
-            _number(row["costs"]["flops"] / 1e12) if row.get("costs") else "-",
-            _number(row["costs"]["parameters"] / 1e6) if row.get("costs") else "-",
-            _number(row.get("weights_mb")),
-            _number(row.get("factor", 1)),
+            number(row["costs"]["flops"] / 1e12) if row.get("costs") else "-",
+            number(row["costs"]["parameters"] / 1e6) if row.get("costs") else "-",
+            number(row.get("weights_mb")),
+            number(row.get("factor", 1)),
             _note(row),
         ]
         for row in shown
@@ -103,8 +121,8 @@ def _table(rows: Sequence[Row], kind: str) -> tuple[Sequence[str], list[list[str
 
 
 _LATENCY_COLUMNS = (
-    "method", "group", "network s", "file s", "p90 s", "p99 s", "rounds", "TFLOP", "M parameters", "weights MB",
-    "times", "note",
+    "method", "group", "network s", "file s", "AUROC", "AUPRC", "p90 s", "p99 s", "rounds", "TFLOP", "M parameters",
+    "weights MB", "times", "note",
 )  # fmt: skip
 _MEMORY = ("peak_mb", "ready_s", "volume_s", "process_s")
 
@@ -126,19 +144,9 @@ def _claim_sections(results: Results, ratio: float, memory_ratio: float) -> Iter
             "asked leaves it undecided.",
         )
     for model in dict.fromkeys(names):
-        found = check_claim(results, model, ratio=ratio, memory_ratio=memory_ratio)
-        for group in ("task peer", "ceiling"):
-            lines: dict[tuple[str, str], dict[str, str]] = {}
-            for finding in found:
-                if finding.group == group:
-                    lines.setdefault((finding.engine, finding.method), {})[finding.quantity] = finding.line()
-            rows = [
-                [method, engine, *(line.get(quantity, "-") for quantity in QUANTITIES)]
-                for (engine, method), line in lines.items()
-            ]
-            if rows:
-                header = ("against", "engine", "network", "file to file", "memory")
-                yield Section(f"{model} against {group}s", 3, header=header, rows=rows)
+        for table in claim_tables(results, model, ratio=ratio, memory_ratio=memory_ratio):
+            title = f"{model} against {table.title}s"
+            yield Section(title, 3, header=("against", *table.header[1:]), rows=table.rows)
 
 
 def _stage_sections(results: Results, charts: bool) -> Iterator[Section]:
@@ -146,7 +154,7 @@ def _stage_sections(results: Results, charts: bool) -> Iterator[Section]:
     if rows:
         stages = list(dict.fromkeys(stage for row in rows for stage in row["stages_ms"]))
         table = [
-            [row["method"], row["engine"], *(_number(row["stages_ms"].get(stage)) for stage in stages)] for row in rows
+            [row["method"], row["engine"], *(number(row["stages_ms"].get(stage)) for stage in stages)] for row in rows
         ]
         section = Section("Time by stage", text="Medians, ms.", header=("method", "engine", *stages), rows=table)
         if charts:
@@ -156,38 +164,68 @@ def _stage_sections(results: Results, charts: bool) -> Iterator[Section]:
         yield section
 
 
+def _step_sections(results: Results) -> Iterator[Section]:
+    table = step_table(results)
+    if table:
+        text = (
+            'Time from the file to the map, before and after a step. "drops accuracy": the maps correlate with less '
+            "than 0.999, or the volume's score changes by more than 1 %."
+        )
+        yield _section(table, text)
+
+
 def _throughput_sections(results: Results, charts: bool) -> Iterator[Section]:
     found = results.get("throughput")
     if not found:
         return
     for row in found.get("rows", ()):
         parts = {name: sorted(values)[len(values) // 2] for name, values in row["samples_s"].items()}
-        efficiency, serial = row["efficiency"], row["one_after_another"]
+        serial = row["one_after_another"]
         section = Section(
             f"Throughput: {row['method']}",
             text=f"{row['volumes_a_minute']:g} volumes a minute. The slowest part alone, {row['slowest']}, takes "
-            f"{100 * efficiency['value']:.0f} % [{100 * efficiency['low']:.0f}, {100 * efficiency['high']:.0f}] of the "
-            f"time of all; one part after the other would take {serial['value']:.2f} [{serial['low']:.2f}, "
+            f"{percent(row['efficiency'])} of the time of all; that it is 90 % or more: {goal(row)}. Limited by "
+            f"{limit(row)}. One part after the other would take {serial['value']:.2f} [{serial['low']:.2f}, "
             f"{serial['high']:.2f}] times as long.",
             header=("what", f"s for {row['volumes']} volumes"),
-            rows=[[name, _number(value)] for name, value in parts.items()],
+            rows=[[name, number(value)] for name, value in parts.items()],
         )
-        for key, x_label in (("scaling", "volumes"), ("slices", "slices")):
-            if charts and row.get(key):
-                section.charts += _scaling(row[key], x_label)
+        if charts:
+            section.charts += _scaling_charts(row)
         yield section
+        series = _by_slices(row)
+        if series:
+            counts = sorted({one["slices"] for found in series.values() for one in found})
+            times = {name: {one["slices"]: one["median_ms"] / 1000 for one in found} for name, found in series.items()}
+            yield Section(
+                "Networks alone by slices of the volume",
+                3,
+                header=("s", *(str(count) for count in counts)),
+                rows=[[name, *(number(known.get(count)) for count in counts)] for name, known in times.items()],
+            )
 
 
-def _scaling(rows: Sequence[Row], x_label: str) -> list[str]:
+def _by_slices(row: Row) -> dict[str, Sequence[Row]]:
+    """Collect times by number of slices: of the slice pipeline, and of 3D networks that were timed beside it."""
+    return {row["method"]: row["slices"], **row.get("slices_3d", {})} if row.get("slices") else {}
+
+
+def _scaling_charts(row: Row) -> list[str]:
     from ssn.benchmarks.charts import lines
 
-    xs = [row[x_label] for row in rows]
-    if x_label == "slices":
-        return [lines({"networks": (xs, [row["median_ms"] / 1000 for row in rows])}, "slices", "s, networks alone")]
-    return [
-        lines({"time": (xs, [row["seconds"] for row in rows])}, "volumes in a cohort", "s"),
-        lines({"memory": (xs, [row["peak_mb"] for row in rows])}, "volumes in a cohort", "peak MB"),
-    ]
+    found: list[str] = []
+    cohorts = row.get("scaling")
+    if cohorts:
+        xs = [one["volumes"] for one in cohorts]
+        found.append(lines({"time": (xs, [one["seconds"] for one in cohorts])}, "volumes in a cohort", "s"))
+        found.append(lines({"memory": (xs, [one["peak_mb"] for one in cohorts])}, "volumes in a cohort", "peak MB"))
+    series = {
+        name: ([one["slices"] for one in times], [one["median_ms"] / 1000 for one in times])
+        for name, times in _by_slices(row).items()
+    }
+    if series:
+        found.append(lines(series, "slices of the volume", "s, networks alone"))
+    return found
 
 
 def _roofline_sections(results: Results, charts: bool) -> Iterator[Section]:
@@ -209,7 +247,7 @@ def _roofline_sections(results: Results, charts: bool) -> Iterator[Section]:
             f"Roofline: {engine}",
             text="What each reaches of the rate of one large FP32 matrix product on this machine.",
             header=("method", "FLOP a byte", "GFLOP/s", "share of the roof"),
-            rows=[[name, _number(x), _number(y), f"{100 * y / roof:.0f} %"] for name, _, x, y in points],
+            rows=[[name, number(x), number(y), f"{100 * y / roof:.0f} %"] for name, _, x, y in points],
         )
         if charts:
             from ssn.benchmarks.charts import roofline
@@ -218,25 +256,7 @@ def _roofline_sections(results: Results, charts: bool) -> Iterator[Section]:
         yield section
 
 
-def _accuracy_section(accuracy: Mapping[str, Any]) -> Section:
-    names = ("auroc", "auprc", "dice", "pro", "slice_auroc", "slice_auprc")
-    rows = [
-        [method, label, *(_number(values.get(name)) for name in names)]
-        for method, found in accuracy.items()
-        for label, values in found.get("summary", {}).items()
-        if isinstance(values, Mapping) and "auroc" in values
-    ]
-    text = "As ssn-bench accuracy measured it. 3D networks here have random weights, so they have no accuracy."
-    return Section("Accuracy", text=text, header=("method", "lesions", *names), rows=rows)
-
-
 def _environment_section(results: Results) -> Section:
     found = next(iter(results.values()))["environment"]
     rows = [[key, value if isinstance(value, str) else json.dumps(value)] for key, value in found.items()]
     return Section("Environment", header=("what", "value"), rows=rows)
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"

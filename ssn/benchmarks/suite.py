@@ -13,6 +13,7 @@ from ssn.benchmarks.slice_models import ModelName
 from ssn.benchmarks.volumes import NATIVE, STANDARD, Scan, make_scan
 
 Say = Callable[[str], None]
+SLICE_SCALING = ("AutoEncoder", "UNet 16-256")  # light 3D networks that are timed by slices beside the pipeline
 WORK = "work"  # folder in the results' folder: the phantom, exported networks, what is written while measuring
 
 
@@ -48,7 +49,7 @@ class Suite:
         return make_scan(self.work, NATIVE if self.native else STANDARD)
 
 
-def run_latency(suite: Suite, *, minutes: float | None, rounds: int, full: bool, say: Say) -> Path:
+def run_latency(suite: Suite, *, minutes: float | None, rounds: int, full: bool, decides: float, say: Say) -> Path:
     """Measure times of slice pipelines and 3D networks; `minutes` are for the timing, after all has been made."""
     from ssn.benchmarks.baselines import choose_baselines
     from ssn.benchmarks.contenders import export_baseline, slice_models
@@ -62,7 +63,7 @@ def run_latency(suite: Suite, *, minutes: float | None, rounds: int, full: bool,
     say("making the slice pipelines")
     torch = any(engine.kind == "torch" for engine in engines)
     models = slice_models(suite.models, suite.work, scan.path, torch=torch)
-    plan = LatencyPlan(scan, models, baselines, engines, suite.threads, rounds, suite.work, full)
+    plan = LatencyPlan(scan, models, baselines, engines, suite.threads, rounds, suite.work, full, decides)
     if any(engine.kind != "torch" and engine_problem(engine) is None for engine in engines):
         for baseline in baselines:
             say(f"exporting {baseline.name}")
@@ -103,6 +104,7 @@ def run_memory(suite: Suite, *, longest: float, say: Say) -> Path:
 
 def run_throughput(suite: Suite, *, volumes: int, rounds: int, say: Say) -> Path:
     """Measure cohorts of the slice pipelines with ONNX Runtime."""
+    from ssn.benchmarks.baselines import choose_baselines
     from ssn.benchmarks.contenders import slice_bundle
     from ssn.benchmarks.throughput import measure_scaling, measure_slices, measure_throughput
 
@@ -116,7 +118,11 @@ def run_throughput(suite: Suite, *, volumes: int, rounds: int, say: Say) -> Path
             say(f"{model}: {volumes} volumes, each part alone and all overlapped")
             row = measure_throughput(scan.path, bundle, suite.work, volumes=volumes, rounds=rounds, **shared)
             row["method"] = model
-            row["slices"] = measure_slices(scan.path, bundle, counts=(12, 24, 48, 72, 96), rounds=rounds, **shared)
+            say(f"{model} and {', '.join(SLICE_SCALING)}: by slices")
+            light = choose_baselines(list(SLICE_SCALING))
+            by_slices = measure_slices(scan, bundle, light, suite.work, counts=(24, 48, 96), rounds=rounds, **shared)
+            row["slices"] = by_slices.pop(bundle.spec.name)
+            row["slices_3d"] = by_slices
             counts = [count for count in (1, 2, 4, 8, 16) if count <= volumes]
             row["scaling"] = measure_scaling(scan.path, bundle, suite.work, counts=counts, say=say, **shared)
             yield row

@@ -10,19 +10,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ssn.benchmarks.contenders import export_baseline, random_volume
 from ssn.benchmarks.measure import Ratio, interleaved, timed_rounds
 from ssn.benchmarks.one_volume import peak_rss
+from ssn.benchmarks.runners import choose_engines, open_graph
+from ssn.benchmarks.volumes import Scan
 from ssn.core.bundle import Bundle, load_bundle
 from ssn.core.errors import BackendError
 from ssn.core.slices import cut_slices
 from ssn.core.volume import read_volume
 from ssn.runtime.backend import DEFAULT_BATCH, Backend, StageTimes, run_batches
 from ssn.runtime.cohort import Job, run_jobs
+from ssn.runtime.machine import cores
 from ssn.runtime.memory import MEGABYTE
 from ssn.runtime.onnxruntime import OnnxRuntimeBackend
 from ssn.runtime.pipeline import infer_volume, write_outputs
+
+if TYPE_CHECKING:
+    from ssn.benchmarks.baselines import Baseline
 
 
 def measure_throughput(
@@ -34,7 +41,8 @@ def measure_throughput(
     -------
     dict
         "efficiency" is the time of the slowest part alone over the time of all, with its interval: 1 where the others
-        cost nothing. On few cores they do, because all three compute.
+        cost nothing. On few cores they do, because all three compute: "cpu_s" is the CPU time of all of them, which
+        the cores have to share.
     """
     jobs = [Job(scan, f"v{index}") for index in range(volumes)]
     with OnnxRuntimeBackend(bundle, threads) as backend:
@@ -57,9 +65,9 @@ def measure_throughput(
         def overlapped() -> None:
             _cohort(jobs, folder, bundle, backend)
 
-        samples = timed_rounds(
-            {"decode": decode, "compute": compute, "write": write, "all": overlapped}, rounds=rounds, warm_up=1
-        )
+        runs = {"decode": decode, "compute": compute, "write": write, "all": overlapped}
+        counted = {name: partial(_with_cpu_time, run) for name, run in runs.items()}
+        samples = timed_rounds(counted, rounds=rounds, warm_up=1)
     seconds = {name: parts["total"] for name, parts in samples.items()}
     slowest = max(("decode", "compute", "write"), key=lambda name: sorted(seconds[name])[rounds // 2])
     return {
@@ -69,6 +77,8 @@ def measure_throughput(
         "samples_s": {name: [round(value, 4) for value in values] for name, values in seconds.items()},
         "volumes_a_minute": round(60 * volumes / sorted(seconds["all"])[rounds // 2], 2),
         "slowest": slowest,
+        "cpu_s": round(sorted(samples["all"]["cpu"])[rounds // 2], 4),
+        "cores": cores(),
         "efficiency": Ratio.bootstrap(seconds[slowest], seconds["all"]).as_json(),
         "one_after_another": Ratio.bootstrap(
             [sum(parts) for parts in zip(*(seconds[name] for name in ("decode", "compute", "write")), strict=True)],
@@ -81,20 +91,49 @@ def _cohort(jobs: Sequence[Job], folder: Path, bundle: Bundle, backend: Backend)
     run_jobs(jobs, folder, bundle, backend, threshold=None, batch=DEFAULT_BATCH, picture=False, overwrite=True)
 
 
+def _with_cpu_time(run: Callable[[], None]) -> dict[str, float]:
+    start = time.process_time()  # of all threads
+    run()
+    return {"cpu": time.process_time() - start}
+
+
 def measure_slices(
-    scan: Path, bundle: Bundle, *, counts: Sequence[int], rounds: int, threads: int
-) -> list[dict[str, Any]]:
-    """Time of both networks on the first so many slices of a volume."""
+    scan: Scan,
+    bundle: Bundle,
+    baselines: Sequence[Baseline],
+    folder: Path,
+    *,
+    counts: Sequence[int],
+    rounds: int,
+    threads: int,
+) -> dict[str, list[dict[str, Any]]]:
+    """Time networks on a volume of so many slices, the slice pipeline's two and 3D ones, in interleaved rounds.
+
+    A 3D network pads the slices to the multiple that it takes.
+
+    Returns
+    -------
+    name -> for each count "slices" and the spread of times
+    """
     spec = bundle.spec
-    stack = cut_slices(read_volume(scan), spec.grid, spec.cells, spec.normalisation)
-    windows = [count // spec.grid.window for count in counts if count <= len(stack.slices)]
+    runs: dict[tuple[str, int], Callable[[], object]] = {}
+    stack = cut_slices(read_volume(scan.path), spec.grid, spec.cells, spec.normalisation)
+    counts = [count for count in counts if count <= len(stack.slices)]
+    (engine,) = choose_engines(["onnxruntime"])
     with OnnxRuntimeBackend(bundle, threads) as backend:
-        runs = {}
-        for count in windows:
-            part = replace(stack, slices=stack.slices[: count * spec.grid.window], occupancy=stack.occupancy[:count])
-            runs[str(count)] = partial(run_batches, backend, part, spec.occupancy, DEFAULT_BATCH, StageTimes())
-        spreads = interleaved(runs, rounds=rounds, warm_up=1)
-    return [{"slices": count * spec.grid.window, **spreads[str(count)].as_json()} for count in windows]
+        for count in counts:
+            windows = count // spec.grid.window
+            part = replace(stack, slices=stack.slices[:count], occupancy=stack.occupancy[:windows])
+            runs[spec.name, count] = partial(run_batches, backend, part, spec.occupancy, DEFAULT_BATCH, StageTimes())
+            for baseline in baselines:
+                shape = baseline.input_shape((*scan.shape[:2], count))
+                run = open_graph(engine, export_baseline(baseline, shape, folder), threads)
+                runs[baseline.name, count] = partial(run, random_volume(shape))
+        spreads = interleaved({f"{name} {count}": run for (name, count), run in runs.items()}, rounds=rounds, warm_up=1)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name, count in runs:
+        found.setdefault(name, []).append({"slices": count, **spreads[f"{name} {count}"].as_json()})
+    return found
 
 
 def measure_scaling(

@@ -6,7 +6,6 @@ A step counts only at equal accuracy: beside its time stands how well its map ag
 from __future__ import annotations
 
 import gzip
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -29,6 +28,9 @@ from ssn.core.volume import Volume, read_volume, write_map
 from ssn.runtime.backend import DEFAULT_BATCH, Backend, StageTimes, run_batches
 
 FEWEST, MOST = 5, 20  # rounds
+_SAME_MAP = 0.999  # correlation of two maps from which on accuracy is the same
+_SAME_SCORE = 0.01  # relative difference of volume scores up to which it is
+DROPS_ACCURACY: Literal["drops accuracy"] = "drops accuracy"
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Way:
     all_slices : of the canonical grid, not only those with brain
     all_cells : not only those with brain
     scipy_map : upsample, smooth and resample voxel by voxel instead of by three matrices
-    int8 : the encoder in 8-bit integers
+    int8 : the encoder in 8-bit integers, but for what they would ruin
     batch : slices at once
     """
 
@@ -127,27 +129,42 @@ def _compare(step: Step, bundle: Bundle, scan: Path, folder: Path, share: float)
     volume = read_volume(scan)
     inside = maps["before"] != 0
     scores = {name: volume_score(values, inside, volume.zooms) for name, values in maps.items()}
+    correlation = float(np.corrcoef(maps["before"][inside], maps["after"][inside])[0, 1])
     return {
         "before": Spread.of(before).as_json(),
         "after": Spread.of(after).as_json(),
         "faster": Ratio.bootstrap(before, after).as_json(),
-        "map_correlation": round(float(np.corrcoef(maps["before"][inside], maps["after"][inside])[0, 1]), 6),
+        "map_correlation": round(correlation, 6),
+        "accuracy": accuracy_mark(correlation, scores["before"], scores["after"]),
         "largest_map_difference_z": round(float(np.abs(maps["before"] - maps["after"]).max()), 5),
         "volume_score_before": round(scores["before"], 4),
         "volume_score_after": round(scores["after"], 4),
     }
 
 
+def accuracy_mark(correlation: float, before: float, after: float) -> Literal["kept", "drops accuracy"]:
+    """Say whether a step changes what is found: its map, or the score of the volume.
+
+    Parameters
+    ----------
+    correlation : of both maps inside the brain
+    before, after : volume scores
+    """
+    kept = correlation >= _SAME_MAP and abs(after - before) <= _SAME_SCORE * abs(before)
+    return "kept" if kept else DROPS_ACCURACY
+
+
 def quantised(bundle: Bundle, scan: Path, folder: Path) -> Bundle:
     """Make the same bundle with an encoder in 8-bit integers, calibrated on this scan's slices."""
-    from ssn.export.int8 import quantise
+    from ssn.export.int8 import quantise, sensitive_convolutions
     from ssn.export.precision import read_model
 
     spec = bundle.spec
     stack = cut_slices(read_volume(scan), spec.grid, spec.cells, spec.normalisation)
     windows = stack.slices.reshape(-1, spec.grid.window, *stack.slices.shape[1:])[::4]
     chosen = windows.reshape(-1, *stack.slices.shape[1:])
-    encoder = quantise(read_model(bundle.read(ENCODER_FILE)), [chosen])
+    encoder = read_model(bundle.read(ENCODER_FILE))
+    encoder = quantise(encoder, [chosen], sensitive_convolutions(encoder), symmetric=False)
     graphs = {ENCODER_FILE: encoder.SerializeToString(), FLOW_FILE: bundle.read(FLOW_FILE)}
     return write_bundle(folder / "int8", spec, graphs, bundle.calibration, {}, overwrite=True)
 
@@ -232,8 +249,3 @@ def measure_files(scan: Path, folder: Path, rounds: int = 7) -> Iterator[dict[st
             "after": Spread.of(second).as_json(),
             "faster": Ratio.bootstrap(first, second).as_json(),
         }
-
-
-def default_threads() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -34,6 +34,11 @@ Against = Annotated[
 ModelChoice = Annotated[Literal["all", "compact", "wide_resnet50_2"], typer.Option(help="Slice pipeline.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; all cores if not given.", min=1)]
 Native = Annotated[bool, typer.Option("--native", help="A volume of 240 x 240 x 155, not 192 x 192 x 96.")]
+AskedRatio = Annotated[float, typer.Option("--ratio", help="How many times faster it is asked to be.", min=0)]
+AskedMemoryRatio = Annotated[float, typer.Option("--memory-ratio", help="How many times smaller in memory.", min=0)]
+AccuracyFile = Annotated[
+    Path | None, typer.Option("--accuracy", help="JSON of ssn-bench accuracy, to stand beside speed.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace existing results.")]
 
 
@@ -45,6 +50,9 @@ def latency(
     threads: Threads = None,
     minutes: Annotated[float, typer.Option(help="Time for all rounds together; 0: as long as it takes.", min=0)] = 15,
     rounds: Annotated[int, typer.Option(help="Rounds that are enough.", min=3)] = 20,
+    ratio: Annotated[
+        float, typer.Option(help="Rounds are repeated, while time lasts, where this many times faster is undecided.")
+    ] = 3.3,
     full: Annotated[bool, typer.Option("--full", help="Time heavy networks on the whole volume.")] = False,
     variants: Annotated[
         bool, typer.Option("--variants", help="Measure the steps that make the product fast, and nothing else.")
@@ -64,7 +72,7 @@ def latency(
         if variants:
             path = run_variants(suite, minutes=limit, say=_say)
         else:
-            path = run_latency(suite, minutes=limit, rounds=rounds, full=full, say=_say)
+            path = run_latency(suite, minutes=limit, rounds=rounds, full=full, decides=ratio, say=_say)
         typer.echo(f"{path}: written")
 
 
@@ -114,8 +122,8 @@ def claim(
     against: Against = None,
     engine: EngineNames = None,
     model: Annotated[Literal["compact", "wide_resnet50_2"], typer.Option(help="Slice pipeline.")] = "compact",
-    ratio: Annotated[float, typer.Option(help="How many times faster.", min=0)] = 3.3,
-    memory_ratio: Annotated[float, typer.Option(help="How many times smaller in memory.", min=0)] = 1.0,
+    ratio: AskedRatio = 3.3,
+    memory_ratio: AskedMemoryRatio = 1.0,
     of: Annotated[
         list[What] | None,
         typer.Option(help="What must hold: networks alone, file to file, memory. All that was measured if not given."),
@@ -158,9 +166,9 @@ def claim(
 def report(
     results: Annotated[Path, typer.Argument(help="Folder of results.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="report.html or report.md.")] = Path("report.html"),
-    accuracy: Annotated[Path | None, typer.Option(help="JSON of ssn-bench accuracy, to stand beside speed.")] = None,
-    ratio: Annotated[float, typer.Option(help="How many times faster it is asked to be.", min=0)] = 3.3,
-    memory_ratio: Annotated[float, typer.Option(help="How many times smaller.", min=0)] = 1.0,
+    accuracy: AccuracyFile = None,
+    ratio: AskedRatio = 3.3,
+    memory_ratio: AskedMemoryRatio = 1.0,
     force: Force = False,
 ) -> None:
     """Write one self-contained report: charts, tables, the claim, environment and raw data."""
@@ -195,17 +203,23 @@ def report(
 def performance(
     results: Annotated[Path, typer.Argument(help="Folder of results.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Markdown file.")] = Path("performance.md"),
-    ratio: Annotated[float, typer.Option(help="How many times faster it is asked to be.", min=0)] = 3.3,
-    memory_ratio: Annotated[float, typer.Option(help="How many times smaller.", min=0)] = 1.0,
+    accuracy: AccuracyFile = None,
+    ratio: AskedRatio = 3.3,
+    memory_ratio: AskedMemoryRatio = 1.0,
     force: Force = False,
 ) -> None:
     """Write docs/performance.md: the claim, and every step with its time before and after."""
     with user_errors():
         from ssn.benchmarks.performance_page import performance_page
-        from ssn.benchmarks.results import load_results
+        from ssn.benchmarks.results import load_results, read_json
         from ssn.core.atomic import write_text_atomic
 
-        page = performance_page(load_results(results), ratio=ratio, memory_ratio=memory_ratio)
+        page = performance_page(
+            load_results(results),
+            ratio=ratio,
+            memory_ratio=memory_ratio,
+            accuracy=None if accuracy is None else read_json(accuracy),
+        )
         write_text_atomic(output, page, overwrite=force)
         typer.echo(f"{output}: written")
 
@@ -222,14 +236,14 @@ def _suite(
     from ssn.benchmarks.runners import DEFAULT_ENGINES
     from ssn.benchmarks.slice_models import MODELS
     from ssn.benchmarks.suite import Suite
-    from ssn.benchmarks.variants import default_threads
+    from ssn.runtime.machine import cores
 
     return Suite(
         output,
         models=MODELS if model == "all" else (model,),
         engines=tuple(engine or DEFAULT_ENGINES),
         against=tuple(against or ()),
-        threads=threads or default_threads(),
+        threads=threads or cores(),
         native=native,
         overwrite=force,
     )

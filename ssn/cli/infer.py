@@ -79,6 +79,8 @@ def infer(
         if verbose:
             for line in choice.passed_over:
                 typer.echo(f"Not used: {line}", err=True)
+            if choice.measured:
+                typer.echo(f"On the CPU: {choice.measured}", err=True)
             typer.echo(f"Computes: {choice.label}", err=True)
 
         with choice.backend as runner, progress_bar() as bar:
@@ -99,7 +101,7 @@ def infer(
                 elif as_json:
                     typer.echo(json.dumps(outcome.record))
                 elif outcome.record is not None:
-                    typer.echo(_line(outcome.record, str(output / outcome.job.name)))
+                    typer.echo(_line(outcome.record, outcome.seconds, str(output / outcome.job.name)))
 
             outcomes = run_jobs(
                 jobs,
@@ -118,10 +120,9 @@ def infer(
             raise typer.Exit(1)
 
 
-def _line(record: dict, where: str) -> str:  # type: ignore[type-arg]
+def _line(record: dict, seconds: float, where: str) -> str:  # type: ignore[type-arg]
     volume, found = record["volume"], record["map"]
     verdict = "ABOVE the range of healthy volumes" if volume["abnormal"] else "within the range of healthy volumes"
-    seconds = sum(record["times_ms"].values()) / 1000
     return (
         f"{record['input']['name']}: score {volume['score']:.2f}, {verdict} (threshold {volume['threshold']:.2f}, "
         f"p = {volume['p_value']:.3f}); {found['above_threshold_ml']:.1f} ml above z {found['threshold_z']:.2f}; "

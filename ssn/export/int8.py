@@ -15,6 +15,7 @@ from onnx import ModelProto
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 _AT_ONCE = 24  # slices: bounds memory while calibrating
+_EARLY = 6  # convolutions, up to the first map of a quarter of the slice's size
 
 
 class _Slices(CalibrationDataReader):  # type: ignore[misc]
@@ -29,16 +30,34 @@ class _Slices(CalibrationDataReader):  # type: ignore[misc]
         return None if batch is None else {"slices": batch}
 
 
-def quantise(encoder: ModelProto, stacks: Sequence[NDArray[np.float32]], exclude: Collection[str] = ()) -> ModelProto:
-    """Quantise an encoder's convolutions, the only operators that cost time.
+def sensitive_convolutions(encoder: ModelProto) -> set[str]:
+    """Names of the convolutions whose 8-bit error ruins the map: the first few, and the whitening.
 
-    Weights per channel; symmetric throughout and biases left as they are, because TensorRT takes nothing else.
+    The first ones' few channels carry the image that all others are made from. The whitening multiplies
+    directions in which features hardly vary until they vary like all others, and an 8-bit error with them.
+    """
+    features = {value.name for value in encoder.graph.output}
+    found = [node for node in encoder.graph.node if node.op_type == "Conv"]
+    return {node.name for index, node in enumerate(found) if index < _EARLY or features & set(node.output)}
+
+
+def quantise(
+    encoder: ModelProto,
+    stacks: Sequence[NDArray[np.float32]],
+    exclude: Collection[str] = (),
+    *,
+    symmetric: bool = True,
+) -> ModelProto:
+    """Quantise an encoder's convolutions, the only operators that cost time; weights per channel.
 
     Parameters
     ----------
     stacks : slices (D, H, W) of healthy volumes: their range is what is normal
     exclude : names of nodes that are left in FP32
+    symmetric : signed activations around zero and FP32 biases, the only kind that TensorRT takes. Without, as CPUs take
+        it: unsigned, with a range of its own, and after the clipping, so that no step is spent on what is clipped.
     """
+    activations = QuantType.QInt8 if symmetric else QuantType.QUInt8
 
     def batches() -> Iterator[NDArray[np.float32]]:
         for slices in stacks:
@@ -58,12 +77,16 @@ def quantise(encoder: ModelProto, stacks: Sequence[NDArray[np.float32]], exclude
                 path,
                 _Slices(batches()),
                 quant_format=QuantFormat.QDQ,
-                op_types_to_quantize=["Conv"],
+                op_types_to_quantize=["Conv"] if symmetric else ["Conv", "Clip"],
                 per_channel=True,
-                activation_type=QuantType.QInt8,
+                activation_type=activations,
                 weight_type=QuantType.QInt8,
                 nodes_to_exclude=list(exclude),
-                extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False},
+                extra_options={
+                    "ActivationSymmetric": symmetric,
+                    "WeightSymmetric": True,
+                    "QuantizeBias": not symmetric,
+                },
             )
             return onnx.load(path)
     finally:

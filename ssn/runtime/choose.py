@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -11,6 +11,7 @@ from ssn.core.engine_record import EngineEntry
 from ssn.core.engines import find_engines, rebuild_command, refusal, verify_engine
 from ssn.core.errors import BackendError, BundleError, MemoryLimitError, SsnError
 from ssn.runtime.backend import Backend
+from ssn.runtime.cpu_choice import Comparison, compare_on_cpu
 from ssn.runtime.machine import Machine, look
 
 BackendName = Literal["auto", "tensorrt", "onnxruntime", "openvino"]
@@ -72,12 +73,14 @@ class Choice:
     ----------
     passed_over : a line for each better way, saying why it doesn't run
     warnings : those worth saying unasked: engines that were built and are of no use here
+    measured : what was found of the ways to compute on this CPU; None if there was no choice to make
     """
 
     backend: Backend
     label: str
     passed_over: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    measured: str | None = None
 
 
 def engine_problem(entry: EngineEntry, bundle: Bundle, machine: Machine, *, verify: bool = False) -> str | None:
@@ -126,6 +129,22 @@ def _tensorrt_options(bundle: Bundle, machine: Machine, *, verify: bool) -> Iter
         yield Option("tensorrt", "cuda", engine_problem(entry, bundle, machine, verify=verify), entry)
 
 
+def in_order(found: Sequence[Option], compare: Callable[[], Comparison | None]) -> Iterator[Option]:
+    """Yield ways best first: as they are listed, but on a CPU that can run two the one that is faster there.
+
+    Parameters
+    ----------
+    compare : measures that; called only when no way before was taken
+    """
+    on_cpu = [option for option in found if option.device == "cpu"]
+    yield from (option for option in found if option.device != "cpu")
+    if sum(option.problem is None for option in on_cpu) > 1:
+        comparison = compare()
+        chosen = comparison.chosen if comparison else "onnxruntime"
+        on_cpu.sort(key=lambda option: option.backend != chosen)
+    yield from on_cpu
+
+
 def open_backend(bundle: Bundle, request: Request, machine: Machine | None = None) -> Choice:
     """Open the first way that fits the request and runs.
 
@@ -148,11 +167,19 @@ def open_backend(bundle: Bundle, request: Request, machine: Machine | None = Non
         fitting = [option for option in fitting if option.device == "cuda"]
     passed_over: list[str] = []
     warnings: list[str] = []
-    for option in fitting:
+    measured = None
+
+    def compare() -> Comparison | None:
+        nonlocal measured
+        comparison = compare_on_cpu(bundle, machine, request.threads)
+        measured = comparison.line() if comparison else "openvino: cannot be measured here"
+        return comparison
+
+    for option in in_order(fitting, compare):
         problem = option.problem
         if problem is None:
             try:
-                return Choice(open_option(bundle, option, request), option.label, passed_over, warnings)
+                return Choice(open_option(bundle, option, request), option.label, passed_over, warnings, measured)
             except SsnError as error:
                 # The bundle's own graphs, or the user's limit: no other backend would be better off.
                 if isinstance(error, MemoryLimitError) or (isinstance(error, BundleError) and option.entry is None):

@@ -34,30 +34,48 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished volume: its JSON record, or the error that ended it."""
+    """A finished volume: its JSON record, or the error that ended it.
+
+    Attributes
+    ----------
+    ended : `time.perf_counter()` when it was on disk, or had failed
+    seconds : from the end of the volume before, or from the beginning, to the end of this one: stages of consecutive
+        volumes overlap, so the sum of a volume's stages is longer
+    """
 
     job: Job
     record: dict[str, Any] | None
     error: str | None
+    ended: float
+    seconds: float
 
 
 @dataclass
 class _Ended:
-    """A volume that was computed and is being written, or that failed."""
+    """A volume that was computed and is being written, or that failed.
+
+    Attributes
+    ----------
+    written : its record, and when it was on disk
+    at : when it failed
+    """
 
     job: Job
     result: Result | None = None
-    record: Future[dict[str, Any]] | None = None
+    written: Future[tuple[dict[str, Any], float]] | None = None
     error: str | None = None
+    at: float = 0.0
 
-    def outcome(self) -> Outcome:
-        """Wait until it is on disk."""
-        if self.record is None:
-            return Outcome(self.job, None, self.error)
-        try:
-            return Outcome(self.job, self.record.result(), None)
-        except SsnError as error:
-            return Outcome(self.job, None, str(error))
+    def outcome(self, before: float) -> Outcome:
+        """Wait until it is on disk; `before` is when the volume before it ended."""
+        record, error, ended = None, self.error, self.at
+        if self.written is not None:
+            try:
+                record, ended = self.written.result()
+            except SsnError as refused:
+                error, ended = str(refused), time.perf_counter()
+        ended = max(ended, before)  # a volume that cannot be read fails while the one before is being written
+        return Outcome(self.job, record, error, ended, ended - before)
 
 
 def _stem(path: Path) -> str:
@@ -164,10 +182,15 @@ def run_jobs(
         if len(jobs) > 1:
             refuse_existing([folder / TABLE_FILE])
     outcomes: list[Outcome] = []
+    start = time.perf_counter()
+
+    def write(result: Result, name: str) -> tuple[dict[str, Any], float]:
+        record = write_outputs(result, bundle, backend, folder, name, picture=picture, overwrite=overwrite)
+        return record, time.perf_counter()
 
     def settle(ended: _Ended | None) -> None:
         if ended is not None:
-            outcome = ended.outcome()
+            outcome = ended.outcome(outcomes[-1].ended if outcomes else start)
             outcomes.append(outcome)
             finished(outcome, ended.result)
 
@@ -184,19 +207,10 @@ def run_jobs(
                 )
                 ended.result.times.add("read", seconds)
             except SsnError as error:
-                ended.error = str(error)
+                ended.error, ended.at = str(error), time.perf_counter()
             settle(before)
             if ended.result is not None:
-                ended.record = writer.submit(
-                    write_outputs,
-                    ended.result,
-                    bundle,
-                    backend,
-                    folder,
-                    job.name,
-                    picture=picture,
-                    overwrite=overwrite,
-                )
+                ended.written = writer.submit(write, ended.result, job.name)
             before = ended
         settle(before)
     if len(jobs) > 1 and any(outcome.record for outcome in outcomes):
@@ -209,7 +223,7 @@ def write_table(path: Path, outcomes: Sequence[Outcome], *, overwrite: bool) -> 
 
     def row(outcome: Outcome) -> dict[str, object]:
         if outcome.record is None:
-            return {"file": outcome.job.path.name, "error": outcome.error}
+            return {"file": outcome.job.path.name, "seconds": round(outcome.seconds, 2), "error": outcome.error}
         record = outcome.record
         return {
             "file": outcome.job.path.name,
@@ -218,7 +232,7 @@ def write_table(path: Path, outcomes: Sequence[Outcome], *, overwrite: bool) -> 
             "abnormal": int(record["volume"]["abnormal"]),
             "above_threshold_ml": record["map"]["above_threshold_ml"],
             "highest_z": record["map"]["highest_z"],
-            "seconds": round(sum(record["times_ms"].values()) / 1000, 2),
+            "seconds": round(outcome.seconds, 2),
         }
 
     rows = sorted((row(outcome) for outcome in outcomes), key=lambda r: -float(str(r.get("score", -1e9))))

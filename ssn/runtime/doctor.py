@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from dataclasses import asdict
 from pathlib import Path
@@ -12,8 +11,9 @@ from ssn import __version__
 from ssn.core.bundle import Bundle, load_bundle
 from ssn.core.engines import find_engines
 from ssn.core.errors import BundleError
-from ssn.runtime.choose import engine_problem, options
-from ssn.runtime.machine import Machine, cpu_name, look
+from ssn.runtime.choose import engine_problem, in_order, options
+from ssn.runtime.cpu_choice import Comparison, compare_on_cpu
+from ssn.runtime.machine import Machine, cores, cpu_name, look
 
 
 def diagnose(folder: Path, machine: Machine | None = None) -> dict[str, Any]:
@@ -29,18 +29,22 @@ def diagnose(folder: Path, machine: Machine | None = None) -> dict[str, Any]:
         problem = str(error)
     files = _files(bundle) if bundle else {}
     damaged = [state for state in files.values() if state != "ok"]
-    ways = [
-        {"way": option.label, "problem": option.problem}
-        for option in (options(bundle, machine, verify=True) if bundle else ())
-    ]
-    able = [way["way"] for way in ways if way["problem"] is None]
+    found = list(options(bundle, machine, verify=True)) if bundle and not damaged else []
+    comparison = None
+
+    def compare() -> Comparison | None:
+        nonlocal comparison
+        comparison = compare_on_cpu(bundle, machine, None) if bundle else None
+        return comparison
+
+    able = next((option.label for option in in_order(found, compare) if option.problem is None), None)
     return {
         "ssn": __version__,
         "python": platform.python_version(),
         "system": platform.platform(),
         "cpu": {
             "name": cpu_name(),
-            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "cores": cores(),
         },
         "gpu": asdict(machine.device) if machine.device else None,
         "no_gpu": machine.no_device or None,
@@ -54,8 +58,9 @@ def diagnose(folder: Path, machine: Machine | None = None) -> dict[str, Any]:
             "files": files,
         },
         "engines": _engines(bundle, machine) if bundle else [],
-        "ways": ways,
-        "would_run": able[0] if able and not damaged else None,
+        "ways": [{"way": option.label, "problem": option.problem} for option in found],
+        "on_cpu": comparison.line() if comparison else None,
+        "would_run": able,
     }
 
 
@@ -103,5 +108,7 @@ def as_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
     lines += [("engine", engine["problem"] or f"{engine['engine']}: may run here") for engine in report["engines"]]
     for way in report["ways"]:
         lines.append(("way", f"{way['way']}: {way['problem'] or 'can run'}"))
+    if report["on_cpu"]:
+        lines.append(("on the CPU", report["on_cpu"]))
     lines.append(("would run", report["would_run"] or "nothing: see the problem above"))
     return lines

@@ -10,11 +10,18 @@ from typer.testing import CliRunner
 import ssn.benchmarks.latency as latency_module
 from ssn.benchmarks.baselines import BASELINES, Baseline, FullResolutionAutoencoder, choose_baselines
 from ssn.benchmarks.claim import check_claim, holds
-from ssn.benchmarks.contenders import SliceModel
+from ssn.benchmarks.contenders import SliceModel, known_accuracy
 from ssn.benchmarks.costs import Costs, count_costs
-from ssn.benchmarks.latency import LatencyPlan, _too_slow, count_blocks, measure_latency
+from ssn.benchmarks.latency import (
+    LatencyPlan,
+    _too_slow,
+    _undecided,
+    count_blocks,
+    measure_latency,
+)
 from ssn.benchmarks.measure import Clock, Ratio, timed_rounds
 from ssn.benchmarks.runners import choose_engines
+from ssn.benchmarks.throughput import measure_slices
 from ssn.benchmarks.volumes import make_scan
 from ssn.cli.bench import app
 from ssn.core.bundle import load_bundle
@@ -140,6 +147,50 @@ def test_a_network_that_an_engine_refuses_is_recorded_and_the_others_go_on(plan)
     assert by_name["narrow"]["net"]["rounds"] == 3
 
 
+def test_an_undecided_block_is_repeated_while_its_time_lasts_and_three_times_at_most(plan, monkeypatch):
+    chosen = plan("onnxruntime", baselines=SMALL[:1])
+
+    def rounds(minutes, answers):
+        left = iter(answers)
+        monkeypatch.setattr(latency_module, "_undecided", lambda rows, decides: next(left))
+        rows = list(measure_latency(chosen, Clock(minutes, count_blocks(chosen))))
+        return [row["net"]["rounds"] for row in rows]
+
+    assert rounds(None, [["narrow"], []]) == [6, 6]
+    assert rounds(None, [["narrow"]] * 3) == [9, 9]
+    assert rounds(0.0, [["narrow"]]) == [3, 3]
+
+
+def test_what_is_undecided_is_said_of_time_and_of_each_slice_pipeline():
+    far, near = {"value": 5.0, "low": 4.0, "high": 6.0}, {"value": 3.3, "low": 3.0, "high": 3.6}
+    rows = [
+        {
+            "method": "a",
+            "against": {"compact": {"net": far, "file": far}, "wide_resnet50_2": {"net": far, "file": near}},
+        },
+        {"method": "b", "against": {"compact": {"net": far, "file": far}}},
+    ]
+    assert _undecided(rows, 3.3) == ["a"]
+    assert _undecided(rows, 5.0) == ["a", "b"]
+
+
+def test_networks_are_timed_by_slices_beside_the_slice_pipeline(tmp_path, tiny_bundle):
+    bundle = load_bundle(tiny_bundle)
+    scan = make_scan(tmp_path, (192, 192, 96))
+    found = measure_slices(scan, bundle, SMALL[:1], tmp_path, counts=(6, 12), rounds=3, threads=1)
+    assert set(found) == {"tiny", "narrow"}
+    assert [row["slices"] for row in found["narrow"]] == [row["slices"] for row in found["tiny"]] == [6, 12]
+
+
+def test_accuracy_is_that_of_what_runs(tiny_bundle):
+    bundle = load_bundle(tiny_bundle)
+    bundle.manifest["accuracy"] = {"all": {"auroc": 0.9}}
+    engines = choose_engines(["onnxruntime", "openvino", "openvino bf16", "torch"])
+    assert [known_accuracy(engine, bundle) for engine in engines] == [{"auroc": 0.9}, {"auroc": 0.9}, None, None]
+    del bundle.manifest["accuracy"]
+    assert known_accuracy(engines[0], bundle) is None
+
+
 def _row(method, group, **more):
     times = {"median_ms": 900.0, "p90_ms": 950.0, "p99_ms": 990.0, "rounds": 5}
     costs = {"parameters": 1e6, "flops": 1e11, "bytes_moved": 1e9}
@@ -158,8 +209,14 @@ def _row(method, group, **more):
 def results(tmp_path):
     ratio = {"value": 5.0, "low": 4.0, "high": 6.0}
     near = {"value": 3.3, "low": 3.0, "high": 3.6}
+    times = {"median_ms": 900.0}
     rows = [
-        _row("compact", "slice pipeline", stages_ms={"read": 90.0, "encoder": 500.0, "flow": 200.0, "map": 50.0}),
+        _row(
+            "compact",
+            "slice pipeline",
+            accuracy={"auroc": 0.951, "auprc": 0.512, "dice": 0.4},
+            stages_ms={"read": 90.0, "encoder": 500.0, "flow": 200.0, "map": 50.0},
+        ),
         _row("VQVAE", "task peer", against={"compact": {"net": ratio, "file": ratio}}),
         _row("UNet <16>", "ceiling", against={"compact": {"net": near, "file": near}}),
         {"engine": "onnxruntime", "method": "DDPM", "group": "task peer", "once_ms": 9e6},
@@ -170,6 +227,32 @@ def results(tmp_path):
     folder = tmp_path / "results"
     folder.mkdir()
     (folder / "latency.json").write_text(json.dumps(latency))
+    step = {
+        "step": "8-bit encoder",
+        "before": times,
+        "after": times,
+        "faster": ratio,
+        "accuracy": "drops accuracy",
+        "map_correlation": 0.5,
+        "largest_map_difference_z": 9.0,
+        "volume_score_before": 4.0,
+        "volume_score_after": 9.0,
+    }
+    (folder / "variants.json").write_text(json.dumps({"environment": environment, "rows": [step]}))
+    cohort = {
+        "method": "compact",
+        "volumes": 2,
+        "volumes_a_minute": 30.0,
+        "slowest": "compute",
+        "samples_s": {"decode": [0.1], "compute": [3.0], "write": [0.2], "all": [4.0]},
+        "efficiency": {"value": 0.75, "low": 0.7, "high": 0.8},
+        "one_after_another": {"value": 0.9, "low": 0.8, "high": 1.0},
+        "cpu_s": 7.0,
+        "cores": 2,
+        "slices": [{"slices": count, "median_ms": 10.0 * count} for count in (24, 48)],
+        "slices_3d": {"AutoEncoder": [{"slices": count, "median_ms": 5.0 * count} for count in (24, 48)]},
+    }
+    (folder / "throughput.json").write_text(json.dumps({"environment": environment, "rows": [cohort]}))
     return folder
 
 
@@ -208,7 +291,7 @@ def test_the_report_is_one_file_with_charts_escaped_names_and_the_raw_data(resul
     page = tmp_path / "report.html"
     assert invoke("report", results, "-o", page).exit_code == 0
     text = page.read_text()
-    assert text.count("<svg") == 3
+    assert text.count("<svg") == 4
     assert "UNet &lt;16&gt;" in text
     assert "http" not in text.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
@@ -217,6 +300,30 @@ def test_the_report_is_one_file_with_charts_escaped_names_and_the_raw_data(resul
     raw = json.loads(text[start : text.index("</script>", start)])
     assert raw["latency"]["rows"][1]["method"] == "VQVAE"
     assert invoke("report", results, "-o", page).exit_code == 1
+
+
+def test_accuracy_stands_beside_speed_and_what_drops_it_is_marked(results, tmp_path):
+    def shown(page):
+        return page.read_text().split("<details>")[0]  # without the raw data
+
+    for command, page in (("report", tmp_path / "report.md"), ("performance", tmp_path / "performance.md")):
+        assert invoke(command, results, "-o", page).exit_code == 0
+        text = shown(page)
+        (step,) = [line for line in text.splitlines() if line.startswith("| 8-bit encoder")]
+        assert "drops accuracy" in step
+        assert "0.951" in text
+        measured = tmp_path / "accuracy.json"
+        summary = {"all": {"auroc": 0.888, "auprc": 0.4, "dice": 0.3}}
+        measured.write_text(json.dumps({"ssn": {"summary": summary}, "UNet <16>": {"summary": summary}}))
+        assert invoke(command, results, "-o", page, "--accuracy", measured, "--force").exit_code == 0
+        assert "0.951" not in shown(page)
+        assert "0.888" in shown(page)
+
+
+def test_a_cohort_says_whether_it_reaches_its_goal_and_what_limits_it(results, tmp_path):
+    assert invoke("performance", results, "-o", tmp_path / "performance.md").exit_code == 0
+    text = (tmp_path / "performance.md").read_text()
+    assert "| compute | 75 % [70, 80] | does not hold | cores: 7.00 s of CPU on 2 take 3.50 s, compute 3.00 |" in text
 
 
 def test_markdown_needs_no_charts_and_the_page_of_steps_names_its_commit(results, tmp_path):

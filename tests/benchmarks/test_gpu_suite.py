@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from ssn.benchmarks.gpu import _add_roofline, _attempt
+from ssn.benchmarks.gpu import _add_roofline
+from ssn.benchmarks.gpu_timing import attempt
 from ssn.benchmarks.measure import Spread, environment, interleaved
 from ssn.benchmarks.phantom import write_phantom
 from ssn.cli.bench import app
@@ -99,8 +100,8 @@ def test_a_failure_is_recorded_with_its_reason_on_one_line():
     def breaks():
         raise RuntimeError("two\nlines")
 
-    assert _attempt(fails) == {"problem": "no engine"}
-    assert _attempt(breaks) == {"problem": "RuntimeError: two lines"}
+    assert attempt(fails) == {"problem": "no engine"}
+    assert attempt(breaks) == {"problem": "RuntimeError: two lines"}
 
 
 def test_times_are_held_against_the_matmul_rate():

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from brains import brain_file
 
-from ssn.benchmarks.variants import Way, compute_map, quantised
-from ssn.core.bundle import load_bundle
+from ssn.benchmarks.variants import Way, accuracy_mark, compute_map, quantised
+from ssn.core.bundle import ENCODER_FILE, load_bundle
+from ssn.export.int8 import sensitive_convolutions
+from ssn.export.precision import read_model
 from ssn.runtime.onnxruntime import OnnxRuntimeBackend
 from ssn.runtime.pipeline import infer_volume
 
@@ -61,4 +63,19 @@ def test_the_8_bit_encoder_runs_and_its_map_is_alike_but_not_the_same(tiny_bundl
         with OnnxRuntimeBackend(one, threads=1) as backend:
             maps.append(compute_map(Way(), one, backend, scan)[0])
     inside = maps[0] != 0
-    assert 0.8 < np.corrcoef(maps[0][inside], maps[1][inside])[0, 1] < 0.999999
+    assert 0.97 < np.corrcoef(maps[0][inside], maps[1][inside])[0, 1] < 0.999999
+
+
+def test_the_whitening_and_the_first_convolutions_stay_in_fp32(tiny_bundle):
+    encoder = read_model(load_bundle(tiny_bundle).read(ENCODER_FILE))
+    kept = sensitive_convolutions(encoder)
+    convolutions = [node for node in encoder.graph.node if node.op_type == "Conv"]
+    assert kept == {node.name for node in (*convolutions[:6], convolutions[-1])}
+    assert convolutions[-1].output[0] == "features"
+
+
+def test_a_step_that_changes_the_map_or_the_score_is_marked():
+    assert accuracy_mark(0.9995, 10.0, 10.05) == "kept"
+    assert accuracy_mark(0.9985, 10.0, 10.0) == "drops accuracy"
+    assert accuracy_mark(1.0, 10.0, 9.8) == "drops accuracy"
+    assert accuracy_mark(float("nan"), 10.0, 10.0) == "drops accuracy"

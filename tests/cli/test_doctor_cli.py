@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import shutil
 
@@ -85,3 +86,5 @@ def test_verbose_says_what_computes_and_why(bundle, tmp_path):
     assert "Computes: " in result.stderr
     used = json.loads((tmp_path / "out" / "scan.json").read_text())["backend"]["backend"]
     assert f"Computes: {used} on cpu" in result.stderr
+    if importlib.util.find_spec("openvino") is not None:
+        assert "times as fast as onnxruntime here, measured" in result.stderr

@@ -127,13 +127,6 @@ def test_the_cpu_build_of_onnxruntime_is_told_to_be_replaced(bundle):
         open_backend(bundle, Request(backend="onnxruntime", device="cuda"), machine())
 
 
-def test_openvino_comes_before_onnxruntime_on_the_cpu(bundle):
-    pytest.importorskip("openvino", reason="OpenVINO is not installed")
-    choice = open_backend(bundle, Request(threads=1), machine(None, openvino="2026.4.1"))
-    with choice.backend as backend:
-        assert backend.describe()["backend"] == "openvino"
-
-
 def test_this_very_machine_can_be_looked_at_and_runs_something(bundle):
     here = look()
     assert (here.device is None) == bool(here.no_device)

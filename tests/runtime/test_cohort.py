@@ -1,6 +1,9 @@
 """Reading, computing and writing of a cohort overlap, in order and in bounded memory."""
 
+import csv
 import threading
+import time
+from itertools import pairwise
 
 import pytest
 from brains import brain_file
@@ -85,6 +88,20 @@ def test_at_most_three_volumes_are_in_memory_and_outcomes_are_in_order(scans, tm
     assert most[0] <= 3
     assert finished == [outcome.job.name for outcome in outcomes] == ["s0", "s1", "s2", "s3"]
     assert (tmp_path / "out" / "scores.csv").exists()
+
+
+def test_seconds_in_the_table_are_from_one_result_to_the_next(scans, tmp_path, tiny_bundle):
+    (scans / "s2.nii").write_bytes(b"no image")
+    before = time.perf_counter()
+    outcomes = run(scans, tmp_path / "out", tiny_bundle)
+    whole = time.perf_counter() - before
+    ends = [outcomes[0].ended - outcomes[0].seconds, *(outcome.ended for outcome in outcomes)]
+    assert [outcome.seconds for outcome in outcomes] == [pytest.approx(b - a) for a, b in pairwise(ends)]
+    assert ends == sorted(ends)
+    with (tmp_path / "out" / "scores.csv").open() as table:
+        listed = {row["file"]: float(row["seconds"]) for row in csv.DictReader(table)}
+    assert sum(listed.values()) <= whole + 0.02, "stages that overlap are not counted twice"
+    assert listed["s0.nii"] == round(outcomes[0].seconds, 2)
 
 
 def test_a_volume_that_cannot_be_written_is_recorded_in_its_place(scans, tmp_path, tiny_bundle, monkeypatch):

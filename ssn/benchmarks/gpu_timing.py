@@ -1,0 +1,114 @@
+"""How one way to compute is timed on a GPU: with and without overlap and graphs, from file to map, and its memory."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from ssn.benchmarks.measure import interleaved
+from ssn.core.bundle import Bundle
+from ssn.core.errors import SsnError
+from ssn.runtime.backend import Backend, Batch, StageTimes
+from ssn.runtime.cuda import Cuda
+from ssn.runtime.memory import MEGABYTE
+from ssn.runtime.pipeline import infer_volume
+
+WARM_UP = 3
+# (overlap, graphs): what each of the two brings
+_VARIANTS = {
+    "streams and graphs": (True, True),
+    "streams": (True, False),
+    "graphs": (False, True),
+    "neither": (False, False),
+}
+_SAMPLED_EVERY = 0.002  # s
+
+Report = dict[str, Any]
+T = TypeVar("T")
+
+
+class Runner(Protocol):
+    """What computes batches."""
+
+    def run(self, batches: Sequence[Batch], times: StageTimes) -> Iterator[Any]:
+        """Yield what each batch gives, in order."""
+        ...
+
+
+def attempt(measure: Callable[[], T]) -> T | Report:
+    """Return the result of a measurement, or the reason why there is none."""
+    try:
+        return measure()
+    except SsnError as error:
+        return {"problem": str(error)}
+    except Exception as error:  # torch and compilers raise what they like; the other parts must still be measured
+        return {"problem": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+
+
+def consume(runner: Runner, batches: Sequence[Batch], times: StageTimes) -> None:
+    """Compute batches and drop what comes out."""
+    for _ in runner.run(batches, times):
+        pass
+
+
+def time_variants(
+    opened: Callable[[bool, bool], AbstractContextManager[Runner]], batches: Sequence[Batch], rounds: int
+) -> Report:
+    """Time a volume with and without overlapped streams and CUDA graphs, in interleaved rounds."""
+    with ExitStack() as stack:
+        runners = {name: stack.enter_context(opened(*switches)) for name, switches in _VARIANTS.items()}
+        for runner in runners.values():
+            for _ in range(WARM_UP):
+                consume(runner, batches, StageTimes())
+        times = {name: StageTimes() for name in runners}
+        runs = {name: partial(consume, runner, batches, times[name]) for name, runner in runners.items()}
+        spreads = interleaved(runs, rounds=rounds, warm_up=0)
+    return {
+        name: {
+            "volume": spread.as_json(),
+            "device_ms": {stage: round(s * 1000 / rounds, 3) for stage, s in times[name].seconds.items()},
+        }
+        for name, spread in spreads.items()
+    }
+
+
+def peak_memory(measure: Callable[[], T]) -> tuple[T, float]:
+    """Return the result of `measure`, and the GPU memory in MB that was taken at its height, by all of this machine."""
+    with Cuda() as cuda:
+        before = lowest = cuda.memory()[0]
+        done = threading.Event()
+
+        def sample() -> None:
+            nonlocal lowest
+            while not done.wait(_SAMPLED_EVERY):
+                lowest = min(lowest, cuda.memory()[0])
+
+        sampler = threading.Thread(target=sample)
+        sampler.start()
+        try:
+            result = measure()
+        finally:
+            done.set()
+            sampler.join()
+    return result, round((before - lowest) / MEGABYTE, 1)
+
+
+def end_to_end(backend: Backend, bundle: Bundle, scan: Path, batch: int, rounds: int) -> Report:
+    """Time a volume from its file to its map."""
+    for _ in range(WARM_UP):
+        infer_volume(scan, bundle, backend, batch=batch)
+    stages = StageTimes()
+
+    def run() -> None:
+        for stage, seconds in infer_volume(scan, bundle, backend, batch=batch).times.seconds.items():
+            stages.add(stage, seconds)
+
+    spread = interleaved({"volume": run}, rounds=rounds, warm_up=0)["volume"]
+    return {
+        "volume": spread.as_json(),
+        "stages_ms": {name: round(seconds * 1000 / rounds, 2) for name, seconds in stages.seconds.items()},
+    }

@@ -1,0 +1,153 @@
+"""Tables that the report and the page of performance share, as rows of text made from results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ssn.benchmarks.claim import QUANTITIES, check_claim
+from ssn.benchmarks.measure import Ratio
+from ssn.benchmarks.results import Results, rows_of
+
+Row = Mapping[str, Any]
+EFFICIENCY_WANTED = 0.9  # of a cohort: the slowest part alone over all parts overlapped
+_OURS = "ssn"  # what ssn-bench accuracy calls the detector that it was given
+_MEASURES = ("auroc", "auprc", "dice", "pro", "slice_auroc", "slice_auprc")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A caption, and cells as text."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def number(value: float | None) -> str:
+    """Write three digits; "-" where there is none."""
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def claim_tables(results: Results, model: str, *, ratio: float, memory_ratio: float) -> Iterator[Table]:
+    """Yield how a slice pipeline stands against each group of 3D networks."""
+    lines: dict[tuple[str, str, str], dict[str, str]] = {}
+    for finding in check_claim(results, model, ratio=ratio, memory_ratio=memory_ratio):
+        lines.setdefault((finding.group, finding.method, finding.engine), {})[finding.quantity] = finding.line()
+    for group in ("task peer", "ceiling"):
+        rows = [
+            [method, engine, *(line.get(quantity, "-") for quantity in QUANTITIES)]
+            for (own, method, engine), line in lines.items()
+            if own == group
+        ]
+        if rows:
+            yield Table(group, (group, "engine", "network", "file to file", "memory"), rows)
+
+
+def step_table(results: Results) -> Table | None:
+    """List each step that makes the product fast, with what it does to accuracy."""
+    rows = [_step(row) for row in rows_of(results, "variants")]
+    header = (
+        "step",
+        "before, s",
+        "after, s",
+        "faster",
+        "accuracy",
+        "map correlation",
+        "largest difference, z",
+        "score",
+    )
+    return Table("Steps on a CPU", header, rows) if rows else None
+
+
+def _step(row: Row) -> list[str]:
+    if "problem" in row:
+        return [row["step"], "-", "-", f"not measured: {row['problem']}", "-", "-", "-", "-"]
+    cells = [
+        row["step"],
+        f"{row['before']['median_ms'] / 1000:.3f}",
+        f"{row['after']['median_ms'] / 1000:.3f}",
+        interval(row["faster"]),
+    ]
+    if "map_correlation" not in row:
+        return [*cells, "same voxels", "-", "-", "-"]
+    return [
+        *cells,
+        row.get("accuracy", "-"),
+        f"{row['map_correlation']:.4f}",
+        f"{row['largest_map_difference_z']:.3f}",
+        f"{row['volume_score_before']:.2f} to {row['volume_score_after']:.2f}",
+    ]
+
+
+def cohort_table(results: Results) -> Table | None:
+    """Say how much of the slowest part's speed a cohort reaches, whether that is the goal, and what limits it."""
+    header = ("model", "volumes a minute", "slowest part", "its time alone of all", "goal of 90 %", "limited by",
+              "peak MB by volumes")  # fmt: skip
+    rows = [
+        [
+            row["method"],
+            f"{row['volumes_a_minute']:g}",
+            row["slowest"],
+            percent(row["efficiency"]),
+            goal(row),
+            limit(row),
+            ", ".join(f"{one['volumes']}: {one['peak_mb']:.0f}" for one in row.get("scaling", ())) or "-",
+        ]
+        for row in rows_of(results, "throughput")
+    ]
+    return Table("Cohorts", header, rows) if rows else None
+
+
+def goal(row: Row) -> str:
+    """Say whether a cohort reaches what is asked: "holds", "does not hold" or "undecided"."""
+    return Ratio(**row["efficiency"]).verdict(EFFICIENCY_WANTED)
+
+
+def limit(row: Row) -> str:
+    """Say what bounds a cohort's time from below: its slowest part alone, or the cores that all parts share."""
+    if "cpu_s" not in row:
+        return "-"
+    alone = sorted(row["samples_s"][row["slowest"]])[len(row["samples_s"][row["slowest"]]) // 2]
+    shared = row["cpu_s"] / row["cores"]
+    if shared > alone:
+        return f"cores: {row['cpu_s']:.2f} s of CPU on {row['cores']} take {shared:.2f} s, {row['slowest']} {alone:.2f}"
+    return f"{row['slowest']}: {alone:.2f} s; all {row['cpu_s']:.2f} s of CPU on {row['cores']} cores {shared:.2f} s"
+
+
+def accuracy_of(row: Row, accuracy: Mapping[str, Any] | None) -> Row:
+    """Find what is known of the accuracy of a method over all lesions; empty if nothing is.
+
+    Parameters
+    ----------
+    row : of latency.json
+    accuracy : JSON of ssn-bench accuracy; it comes before what the bundle has on record
+    """
+    name = _OURS if row.get("accuracy") else row["method"]
+    measured = (accuracy or {}).get(name, {}).get("summary", {}).get("all")
+    return measured or row.get("accuracy") or {}
+
+
+def accuracy_table(accuracy: Mapping[str, Any]) -> Table:
+    """List each method's accuracy by kind of lesion."""
+    rows = [
+        [method, label, *(number(values.get(name)) for name in _MEASURES)]
+        for method, found in accuracy.items()
+        if isinstance(found, Mapping)
+        for label, values in found.get("summary", {}).items()
+        if isinstance(values, Mapping) and "auroc" in values
+    ]
+    return Table("Accuracy", ("method", "lesions", *_MEASURES), rows)
+
+
+def interval(ratio: Row) -> str:
+    """Write a ratio with its interval."""
+    return f"{ratio['value']:.2f}x [{ratio['low']:.2f}, {ratio['high']:.2f}]"
+
+
+def percent(ratio: Row) -> str:
+    """Write a share with its interval."""
+    return f"{100 * ratio['value']:.0f} % [{100 * ratio['low']:.0f}, {100 * ratio['high']:.0f}]"

@@ -1,0 +1,119 @@
+"""Which backend computes on a CPU is measured once, remembered, and never in anybody's way."""
+
+import json
+import os
+
+import pytest
+from written_engines import machine
+
+from ssn.core.bundle import load_bundle
+from ssn.runtime import cpu_choice
+from ssn.runtime.choose import Request, open_backend
+from ssn.runtime.cpu_choice import Comparison, cache_path, choice_key, compare_on_cpu
+from ssn.runtime.doctor import as_lines, diagnose
+
+HERE = machine(None, openvino="2026.4.1")
+
+
+@pytest.fixture
+def bundle(tiny_bundle):
+    return load_bundle(tiny_bundle)
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Number of threads of each measurement; what comes out is OpenVINO 1.5 times as fast."""
+    calls = []
+
+    def measure(bundle, threads):
+        calls.append(threads)
+        return 1.5
+
+    monkeypatch.setattr(cpu_choice, "measure_speedup", measure)
+    return calls
+
+
+def test_the_second_call_remembers_what_the_first_one_measured(bundle, measured):
+    first, second = (compare_on_cpu(bundle, HERE, None) for _ in range(2))
+    assert measured == [None]
+    assert first == second == Comparison(1.5)
+
+
+def test_other_threads_versions_and_graphs_are_measured_anew(bundle, measured, tmp_path):
+    compare_on_cpu(bundle, HERE, None)
+    compare_on_cpu(bundle, HERE, 1)
+    compare_on_cpu(bundle, machine(None, openvino="2027.0.0"), None)
+    assert measured == [None, 1, None]
+    assert len(json.loads(cache_path().read_text())) == 3
+    other = load_bundle(bundle.folder)
+    other.manifest["files"]["flow.onnx"]["sha256"] = "0" * 64
+    assert choice_key(other, HERE, None) != choice_key(bundle, HERE, None)
+
+
+@pytest.mark.parametrize("damage", ["{", "[1]", '{"a": "fast"}', "\x00\xff"])
+def test_a_damaged_memory_is_measured_again_and_replaced(bundle, measured, damage):
+    cache_path().parent.mkdir(parents=True)
+    cache_path().write_bytes(damage.encode("latin-1"))
+    assert compare_on_cpu(bundle, HERE, None) == Comparison(1.5)
+    assert list(json.loads(cache_path().read_text()).values()) == [1.5]
+
+
+@pytest.mark.parametrize("remembered", [0, -1, float("nan"), None, "1.5", True])
+def test_a_number_that_cannot_be_is_not_believed(bundle, measured, remembered):
+    cache_path().parent.mkdir(parents=True)
+    cache_path().write_text(json.dumps({choice_key(bundle, HERE, None): remembered}))
+    assert compare_on_cpu(bundle, HERE, None) == Comparison(1.5)
+    assert measured == [None]
+
+
+def test_a_cache_that_cannot_be_written_costs_only_the_memory(bundle, measured, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert compare_on_cpu(bundle, HERE, None) == Comparison(1.5)
+    if os.geteuid() != 0:  # whom no permission stops
+        (tmp_path / "locked").mkdir(mode=0o500)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "locked"))
+        assert compare_on_cpu(bundle, HERE, None) == Comparison(1.5)
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative/path")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_path() == tmp_path / ".cache" / "ssn" / "cpu-backend.json"
+
+
+def test_what_cannot_be_measured_is_no_crash_and_onnxruntime_computes(bundle, monkeypatch):
+    def broken(bundle, threads):
+        raise MemoryError
+
+    monkeypatch.setattr(cpu_choice, "measure_speedup", broken)
+    assert compare_on_cpu(bundle, HERE, 1) is None
+    assert not cache_path().exists()
+    choice = open_backend(bundle, Request(threads=1), HERE)
+    with choice.backend:
+        assert choice.label == "onnxruntime on cpu"
+
+
+def test_openvino_computes_only_where_it_was_faster_by_more_than_its_start_costs(bundle, monkeypatch):
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    for speedup, expected in ((1.3, "openvino"), (1.05, "onnxruntime"), (0.7, "onnxruntime")):
+        monkeypatch.setattr("ssn.runtime.choose.compare_on_cpu", lambda *given, s=speedup: Comparison(s))
+        choice = open_backend(bundle, Request(threads=1), HERE)
+        with choice.backend:
+            assert choice.label == f"{expected} on cpu"
+        assert f"{speedup:.2f} times as fast as onnxruntime here, measured" in choice.measured
+
+
+def test_what_was_asked_for_by_name_is_not_measured(bundle, measured):
+    open_backend(bundle, Request(backend="onnxruntime", threads=1), HERE)
+    assert open_backend(bundle, Request(threads=1), machine(None)).measured is None
+    assert measured == []
+
+
+def test_the_doctor_says_what_was_measured_and_what_would_run(bundle, measured):
+    report = diagnose(bundle.folder, HERE)
+    assert report["would_run"] == "openvino on cpu"
+    assert any("1.50 times as fast" in said for _, said in as_lines(report))
+    assert diagnose(bundle.folder, machine(None))["would_run"] == "onnxruntime on cpu"
+
+
+def test_both_are_really_measured_and_the_answer_is_a_ratio(bundle):
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    assert 0.02 < cpu_choice.measure_speedup(bundle, 1) < 50
