@@ -31,15 +31,18 @@ def model_config(model: ModelName) -> ModelConfig:
     return ModelConfig() if model == "wide_resnet50_2" else ModelConfig.compact()
 
 
-def make_detector(model: ModelName, scan: Path) -> Detector:
-    """Build an untrained detector whose activations have a trained one's size on this scan."""
+def make_detector(model: ModelName, scan: Path, config: ModelConfig | None = None) -> Detector:
+    """Build an untrained detector whose activations have a trained one's size on this scan.
+
+    `config` is another than the model's own.
+    """
     import torch
 
     from ssn.train.checkpoint import build_detector
     from ssn.train.network import FeatureNetwork
 
     torch.manual_seed(0)
-    config = model_config(model)
+    config = config or model_config(model)
     network = FeatureNetwork(config, weights="none").eval()
     stack = cut_slices(read_volume(scan), config.grid, network.cells, config.normalisation)
     middle = len(stack.slices) // 2 // config.grid.window * config.grid.window
@@ -49,11 +52,13 @@ def make_detector(model: ModelName, scan: Path) -> Detector:
     return detector
 
 
-def make_bundle(model: ModelName, folder: Path, scan: Path) -> tuple[Detector, Bundle]:
+def make_bundle(
+    model: ModelName, folder: Path, scan: Path, config: ModelConfig | None = None
+) -> tuple[Detector, Bundle]:
     """Export an untrained detector; its calibration is that of its own answers, so that z-scores have their scale."""
     from ssn.export.onnx import export_bundle
 
-    detector = make_detector(model, scan)
+    detector = make_detector(model, scan, config)
     config = detector.config
     shape = (config.grid.windows, detector.network.cells, detector.network.cells)
 

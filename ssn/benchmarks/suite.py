@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,16 +75,21 @@ def run_latency(suite: Suite, *, minutes: float | None, rounds: int, full: bool,
 
 def run_variants(suite: Suite, *, minutes: float | None, say: Say) -> Path:
     """Measure the steps of the packaged model on the packaged volume."""
+    from ssn.benchmarks.flow_width import measure_flow_width
     from ssn.benchmarks.variants import measure_variants
     from ssn.core.bundle import load_bundle
     from ssn.runtime.packaged import DEFAULT_BUNDLE, DEMO_VOLUME
 
     path = result_path(suite.output, "variants", overwrite=suite.overwrite)
     scan = Scan(DEMO_VOLUME, NATIVE)
-    rows = measure_variants(
-        load_bundle(DEFAULT_BUNDLE), DEMO_VOLUME, suite.work, threads=suite.threads, minutes=minutes, say=say
-    )
-    return _collect(suite, "variants", path, rows, scan, {"minutes": minutes})
+
+    def rows() -> Iterator[dict[str, Any]]:
+        bundle = load_bundle(DEFAULT_BUNDLE)
+        yield from measure_variants(bundle, DEMO_VOLUME, suite.work, threads=suite.threads, minutes=minutes, say=say)
+        say("size of the flow")
+        yield measure_flow_width(DEMO_VOLUME, suite.work, threads=suite.threads)
+
+    return _collect(suite, "variants", path, rows(), scan, {"minutes": minutes})
 
 
 def run_memory(suite: Suite, *, longest: float, say: Say) -> Path:
@@ -111,7 +116,7 @@ def run_throughput(suite: Suite, *, volumes: int, rounds: int, say: Say) -> Path
     path = result_path(suite.output, "throughput", overwrite=suite.overwrite)
     scan = suite.scan()
 
-    def rows() -> Iterable[dict[str, Any]]:
+    def rows() -> Iterator[dict[str, Any]]:
         for model in suite.models:
             bundle = slice_bundle(model, suite.work, scan.path)
             shared: dict[str, Any] = {"threads": suite.threads}

@@ -73,7 +73,7 @@ def _step(row: Row) -> list[str]:
         interval(row["faster"]),
     ]
     if "map_correlation" not in row:
-        return [*cells, "same voxels", "-", "-", "-"]
+        return [*cells, row.get("accuracy", "same voxels"), "-", "-", "-"]
     return [
         *cells,
         row.get("accuracy", "-"),
