@@ -57,6 +57,9 @@ def aggregate(
     if width is not None and width % len(maps):
         raise ValueError(f"width {width} cannot be shared equally between {len(maps)} layers.")
     grid = maps[0].shape[-2:]
+    if pool == "mean" and brain is None:
+        # Everything below is linear then and treats slices alike, so their mean can come first, at a third of the work.
+        maps, pool = [pool_slices(layer, window=window, pool="mean") for layer in maps], "none"
     layers = []
     for layer in maps:
         share = None if brain is None else F.avg_pool2d(brain, kernel_size=brain.shape[-1] // layer.shape[-1])
