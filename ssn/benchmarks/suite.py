@@ -74,22 +74,29 @@ def run_latency(suite: Suite, *, minutes: float | None, rounds: int, full: bool,
 
 
 def run_variants(suite: Suite, *, minutes: float | None, say: Say) -> Path:
-    """Measure the steps of the packaged model on the packaged volume."""
+    """Measure the steps of the packaged model on the packaged volume, and the main ones of the heavy one."""
+    from ssn.benchmarks.contenders import slice_bundle
     from ssn.benchmarks.flow_width import measure_flow_width
-    from ssn.benchmarks.variants import measure_variants
+    from ssn.benchmarks.variants import heavy_steps, measure_files, measure_variants, steps
     from ssn.core.bundle import load_bundle
     from ssn.runtime.packaged import DEFAULT_BUNDLE, DEMO_VOLUME
 
     path = result_path(suite.output, "variants", overwrite=suite.overwrite)
-    scan = Scan(DEMO_VOLUME, NATIVE)
+    demo, threads = DEMO_VOLUME, suite.threads
 
     def rows() -> Iterator[dict[str, Any]]:
         bundle = load_bundle(DEFAULT_BUNDLE)
-        yield from measure_variants(bundle, DEMO_VOLUME, suite.work, threads=suite.threads, minutes=minutes, say=say)
+        yield from measure_variants(bundle, demo, suite.work, steps(threads), minutes=minutes, say=say)
         say("size of the flow")
-        yield measure_flow_width(DEMO_VOLUME, suite.work, threads=suite.threads)
+        yield measure_flow_width(demo, suite.work, threads=threads)
+        yield from measure_files(demo, suite.work)
+        if "wide_resnet50_2" in suite.models:
+            scan = suite.scan().path
+            wide = slice_bundle("wide_resnet50_2", suite.work, scan)
+            for row in measure_variants(wide, scan, suite.work, heavy_steps(threads), minutes=minutes, say=say):
+                yield row | {"step": f"{wide.spec.name}: {row['step']}"}
 
-    return _collect(suite, "variants", path, rows(), scan, {"minutes": minutes})
+    return _collect(suite, "variants", path, rows(), Scan(demo, NATIVE), {"minutes": minutes})
 
 
 def run_memory(suite: Suite, *, longest: float, say: Say) -> Path:
