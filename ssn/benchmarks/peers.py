@@ -67,7 +67,7 @@ class PeerBudget:
     cflow_epochs: int = 3
     cflow_rows: int = 256
     cflow_rate: float = 2e-4
-    fastflow_epochs: int = 12
+    fastflow_epochs: int = 8
     fastflow_batch: int = 16
     fastflow_rate: float = 1e-3
     seed: int = 0

@@ -43,6 +43,7 @@ def onnx(
 
         from ssn.core.errors import DataError
         from ssn.export.onnx import export_bundle
+        from ssn.runtime.backend import plan_batches
         from ssn.runtime.packaged import DEMO_VOLUME
         from ssn.train.calibrate import load_calibration
         from ssn.train.checkpoint import load_checkpoint
@@ -56,18 +57,17 @@ def onnx(
                 about["accuracy"] = json.loads(accuracy.read_text())["ssn"]["summary"]
             except (OSError, ValueError, KeyError) as error:
                 raise DataError(f"{accuracy}: is not a result of ssn-bench accuracy ({error})") from error
-        slices = []
+        real = []
         for path in check_on or [DEMO_VOLUME]:
-            whole = stack_for(detector.network, path).slices
-            middle = len(whole) // 2 // detector.config.grid.window * detector.config.grid.window
-            slices.append(whole[middle : middle + SLICES_AT_ONCE])
+            batches = list(plan_batches(stack_for(detector.network, path), detector.config.occupancy, SLICES_AT_ONCE))
+            real.append(batches[len(batches) // 2])
         bundle = export_bundle(
             detector,
             calibration,
             output,
             name=name or output.resolve().name,
             modality=modality,
-            slices=slices,
+            real=real,
             about=about,
             overwrite=force,
         )

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ssn import __version__
@@ -23,6 +22,7 @@ from ssn.core.errors import ExportError
 from ssn.core.scoring import Calibration
 from ssn.export.graphs import FlowGraph
 from ssn.export.torch_reference import torch_log_likelihood
+from ssn.runtime.backend import Batch
 from ssn.train.checkpoint import Detector
 
 OPSET = 18  # ONNX Runtime and TensorRT 10 and later take it
@@ -111,33 +111,41 @@ def export_graphs(detector: Detector) -> dict[str, bytes]:
 
 
 def measure_parity(
-    detector: Detector, graphs: Mapping[str, bytes], batches: Sequence[NDArray[np.float32]], *, far: bool = False
+    detector: Detector, graphs: Mapping[str, bytes], batches: Sequence[Batch], *, far: bool = False
 ) -> float:
     """Largest difference of log-likelihood per dimension between torch and ONNX Runtime; 0 for no batches.
 
     Parameters
     ----------
-    batches : each (N, H, W) in 0..1, N a multiple of the window
+    batches : what is computed, at the places where it is: the flow means nothing elsewhere
     far : the batches are like no brain. A trained flow puts noise at hundreds of nats a dimension, where two orders
-        of an FP32 sum differ in the third or fourth digit: a tenth of the difference relative to its size counts then.
+        of an FP32 sum differ by more than the tolerance: beyond 1 nat the difference is taken relative to its size.
     """
     import onnxruntime as ort
 
     encoder, flow = (
         ort.InferenceSession(graphs[name], providers=["CPUExecutionProvider"]) for name in (ENCODER_FILE, FLOW_FILE)
     )
-    grid, cells = detector.config.grid, detector.network.cells
     largest = 0.0
-    for index, batch in enumerate(batches):
-        slices, count = batch[:, None], len(batch) // grid.window
-        first = min(5 * index, grid.windows - count)
-        places = np.arange(0, count * cells**2, 3) + first * cells**2
-        expected = torch_log_likelihood(detector, slices, places, first)
-        (features,) = encoder.run(None, {"slices": slices})
-        (given,) = flow.run(None, {"features": features, "places": places, "first": np.array([first], np.int64)})
-        size = np.maximum(10 * np.abs(expected), 1) if far else 1
+    for batch in batches:
+        expected = torch_log_likelihood(detector, batch.slices, batch.places, batch.first)
+        (features,) = encoder.run(None, {"slices": batch.slices})
+        first = np.array([batch.first], np.int64)
+        (given,) = flow.run(None, {"features": features, "places": batch.places, "first": first})
+        size = np.maximum(np.abs(expected), 1) if far else 1
         largest = max(largest, float((np.abs(expected - given) / size).max()))
     return largest
+
+
+def random_batches(detector: Detector) -> list[Batch]:
+    """Noise in slices of some windows, and every third of their cells."""
+    grid, cells = detector.config.grid, detector.network.cells
+    rng = np.random.default_rng(0)
+    batches = []
+    for first, windows in ((0, 1), (min(5, grid.windows - 3), 3)):
+        slices = rng.random((grid.window * windows, 1, grid.plane, grid.plane), np.float32)
+        batches.append(Batch(slices, first * cells**2 + np.arange(0, windows * cells**2, 3), first))
+    return batches
 
 
 def export_bundle(
@@ -147,7 +155,7 @@ def export_bundle(
     *,
     name: str,
     modality: str,
-    slices: Sequence[NDArray[np.float32]] = (),
+    real: Sequence[Batch] = (),
     about: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Bundle:
@@ -155,7 +163,7 @@ def export_bundle(
 
     Parameters
     ----------
-    slices : real slices (N, H, W) to compare on, besides random ones
+    real : batches of volumes to compare on, besides random ones
     about : further entries of the manifest
 
     Raises
@@ -167,10 +175,9 @@ def export_bundle(
     """
     config, network = detector.config, detector.network
     graphs = export_graphs(detector)
-    rng = np.random.default_rng(0)
-    plane, window = config.grid.plane, config.grid.window
-    random = [rng.random((window * count, plane, plane), np.float32) for count in (1, 3)]
-    parity = max(measure_parity(detector, graphs, random, far=True), measure_parity(detector, graphs, slices))
+    parity = max(
+        measure_parity(detector, graphs, random_batches(detector), far=True), measure_parity(detector, graphs, real)
+    )
     if not parity <= TOLERANCE:
         raise ExportError(
             f"{folder}: not written, because ONNX Runtime differs from torch by {parity:.1e} in log-likelihood "

@@ -8,14 +8,21 @@ import torch
 from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, load_bundle
 from ssn.core.errors import ExportError
 from ssn.export import onnx as exporting
+from ssn.runtime.backend import Batch
 from ssn.train.checkpoint import build_detector
 from ssn.train.network import FeatureNetwork
+
+
+def noise(slices, seed=0, scale=1):
+    """A batch of noise at the grid's first places."""
+    values = np.random.default_rng(seed).random((slices, 1, 192, 192), np.float32) * scale
+    return Batch(values, np.arange(0, slices // 3 * 24**2, 3), 0)
 
 
 def test_onnx_runtime_says_what_torch_says(tiny_detector, tiny_bundle):
     bundle = load_bundle(tiny_bundle)
     graphs = {name: bundle.read(name) for name in (ENCODER_FILE, FLOW_FILE)}
-    batches = [np.random.default_rng(i).random((n, 192, 192), np.float32) for i, n in enumerate((3, 6, 12))]
+    batches = [noise(n, seed) for seed, n in enumerate((3, 6, 12))]
     assert exporting.measure_parity(tiny_detector, graphs, batches) < 1e-4
 
 
@@ -24,15 +31,15 @@ def test_means_over_brain_alone_are_exported(tiny_detector):
     torch.manual_seed(0)
     detector = build_detector(config, FeatureNetwork(config, "none").eval(), 0)
     detector.flow.eval()
-    slices = np.random.default_rng(0).random((6, 192, 192), np.float32)
-    slices[:, :, 90:] = 0  # a rim
-    assert exporting.measure_parity(detector, exporting.export_graphs(detector), [slices]) < 1e-4
+    batch = noise(6)
+    batch.slices[..., 90:] = 0  # a rim
+    assert exporting.measure_parity(detector, exporting.export_graphs(detector), [batch]) < 1e-4
 
 
 def test_slices_like_no_brain_are_compared_relative_to_how_unlikely_they_are(tiny_detector, tiny_bundle):
     bundle = load_bundle(tiny_bundle)
     graphs = {name: bundle.read(name) for name in (ENCODER_FILE, FLOW_FILE)}
-    wild = [np.random.default_rng(0).random((3, 192, 192), np.float32) * 50]
+    wild = [noise(3, scale=50)]
     absolute, relative = (exporting.measure_parity(tiny_detector, graphs, wild, far=far) for far in (False, True))
     assert relative <= absolute / 2, "these lie far beyond 1 nat a dimension"
     assert relative < 1e-4
