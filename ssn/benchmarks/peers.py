@@ -109,6 +109,15 @@ def _backbone(layers: tuple[int, ...]) -> nn.Module:
     return folded(build_encoder(EncoderConfig(COMPACT.name, layers), "imagenet"))
 
 
+def _collect_embeddings(model: nn.Module, slices: Tensor, progress: Progress) -> None:
+    """Show a model all healthy slices once; in training mode PatchCore and PaDiM keep what they see."""
+    model.train()
+    batches = slices.split(_SLICES_AT_ONCE)
+    for index, batch in enumerate(batches):
+        model(batch)
+        progress(index + 1, len(batches))
+
+
 def _fit_patchcore(slices: Tensor, budget: PeerBudget, progress: Progress) -> nn.Module:
     from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 
@@ -116,11 +125,7 @@ def _fit_patchcore(slices: Tensor, budget: PeerBudget, progress: Progress) -> nn
     model = PatchcoreModel(layers=layers, backbone=COMPACT.name, pre_trained=False)
     model.feature_extractor.feature_extractor = _backbone(layers)
     model.anomaly_map_generator.blur = nn.Identity()
-    model.train()
-    batches = slices.split(_SLICES_AT_ONCE)
-    for index, batch in enumerate(batches):
-        model(batch)
-        progress(index + 1, len(batches))
+    _collect_embeddings(model, slices, progress)
     rows = torch.vstack(model.embedding_store)
     # Patches of brain only: no other is ever scored, so the bank holds more of what matters.
     inside = (F.avg_pool2d((slices > 0).float(), 2 ** (layers[0] + 1)) >= 0.5).flatten().nonzero()[:, 0]
@@ -137,11 +142,7 @@ def _fit_padim(slices: Tensor, budget: PeerBudget, progress: Progress) -> nn.Mod
     model = PadimModel(COMPACT.name, list(layers), pre_trained=False, n_features=budget.padim_channels)
     model.feature_extractor.feature_extractor = _backbone(layers)
     model.anomaly_map_generator.blur = nn.Identity()
-    model.train()
-    batches = slices.split(_SLICES_AT_ONCE)
-    for index, batch in enumerate(batches):
-        model(batch)
-        progress(index + 1, len(batches))
+    _collect_embeddings(model, slices, progress)
     model.fit()
     return model
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from ssn.cli.console import progress_bar, user_errors
+from ssn.cli.options import BackendOption, BatchOption, DeviceOption, ThreadsOption
 
 
 def calibrate(
@@ -20,15 +21,10 @@ def calibrate(
         Path | None, typer.Option(help="Bundle to calibrate, which stays as it is; the packaged T1 model if not given.")
     ] = None,
     name: Annotated[str, typer.Option(help="Name of the model; the folder's name if not given.")] = "",
-    backend: Annotated[
-        Literal["auto", "tensorrt", "onnxruntime", "openvino"],
-        typer.Option(help="What computes; auto takes the best that is here."),
-    ] = "auto",
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where it computes.")] = "auto",
-    batch: Annotated[
-        int | None, typer.Option(help="Slices at once: bounds memory; the backend's own if not given.", min=3)
-    ] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; all cores if not given.", min=1)] = None,
+    backend: BackendOption = "auto",
+    device: DeviceOption = "auto",
+    batch: BatchOption = None,
+    threads: ThreadsOption = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an older bundle.")] = False,
 ) -> None:
     """Calibrate a bundle on healthy volumes of your own scanner, without training and without torch.

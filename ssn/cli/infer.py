@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ssn.cli.console import print_version, progress_bar, user_errors
+from ssn.cli.options import BackendOption, BatchOption, DeviceOption, ThreadsOption
 
 if TYPE_CHECKING:
     from ssn.runtime.cohort import Job, Outcome
@@ -24,18 +25,13 @@ def infer(
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to; made if missing.")] = Path("OUT"),
     model: Annotated[Path | None, typer.Option(help="Model bundle; the packaged T1 model if not given.")] = None,
-    backend: Annotated[
-        Literal["auto", "tensorrt", "onnxruntime", "openvino"],
-        typer.Option(help="What computes; auto takes the best that is here."),
-    ] = "auto",
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where it computes.")] = "auto",
-    batch: Annotated[
-        int | None, typer.Option(help="Slices at once: bounds memory; the backend's own if not given.", min=3)
-    ] = None,
+    backend: BackendOption = "auto",
+    device: DeviceOption = "auto",
+    batch: BatchOption = None,
     memory_limit: Annotated[
         int | None, typer.Option(metavar="MB", help="GPU memory that may be used; it lowers the batch.", min=1)
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; all cores if not given.", min=1)] = None,
+    threads: ThreadsOption = None,
     threshold: Annotated[float | None, typer.Option(help="Mask threshold, z; the model's own if not given.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace existing outputs.")] = False,
     demo: Annotated[bool, typer.Option("--demo", help="Run the packaged demo volume.")] = False,

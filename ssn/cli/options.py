@@ -1,4 +1,4 @@
-"""Arguments and options that every command with a data set has."""
+"""Arguments and options that several commands have: those with a data set, and those that run a bundle."""
 
 from __future__ import annotations
 
@@ -21,3 +21,12 @@ ContrastOption = Annotated[
 DeviceOption = Annotated[
     Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where to compute; auto: a GPU if there is one.")
 ]
+
+BackendOption = Annotated[
+    Literal["auto", "tensorrt", "onnxruntime", "openvino"],
+    typer.Option("--backend", help="What computes; auto takes the best that is here."),
+]
+BatchOption = Annotated[
+    int | None, typer.Option("--batch", help="Slices at once: bounds memory; the backend's own if not given.", min=3)
+]
+ThreadsOption = Annotated[int | None, typer.Option("--threads", help="CPU threads; all cores if not given.", min=1)]
