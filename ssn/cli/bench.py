@@ -55,9 +55,9 @@ def accuracy(
     best on the validation split, and, marked as not to be used, the best on the test volumes themselves.
     """
     with user_errors():
-        from ssn.benchmarks.accuracy import Splits
-        from ssn.benchmarks.accuracy_methods import choose_methods, known_methods, trained_detectors
-        from ssn.benchmarks.accuracy_suite import compare, open_controls, output_files, refuse_existing
+        from ssn.benchmarks.accuracy.measured import Splits
+        from ssn.benchmarks.accuracy.methods import choose_methods, known_methods, trained_detectors
+        from ssn.benchmarks.accuracy.suite import compare, open_controls, output_files, refuse_existing
         from ssn.train.calibrate import load_calibration
         from ssn.train.datasets import open_split
         from ssn.train.evaluate import print_table

@@ -9,9 +9,9 @@ from PIL import Image
 from trees import ZOOMS, mask, plain, volume
 from typer.testing import CliRunner
 
-from ssn.benchmarks import accuracy_suite
-from ssn.benchmarks.accuracy import HEALTHY_QUANTILE, Splits, candidate_thresholds, measure, voxels_above
-from ssn.benchmarks.accuracy_methods import NAMES
+from ssn.benchmarks.accuracy import suite
+from ssn.benchmarks.accuracy.measured import HEALTHY_QUANTILE, Splits, candidate_thresholds, measure, voxels_above
+from ssn.benchmarks.accuracy.methods import NAMES
 from ssn.cli import bench, train
 from ssn.core.errors import DataError
 from ssn.core.metrics import voxel_auprc, voxel_auroc
@@ -147,7 +147,7 @@ def test_bright_and_dark_voxels_are_opposites_and_find_the_bright_lesion(cases):
 
 def test_an_autoencoder_reconstructs_what_it_was_trained_on_and_not_the_lesion(cases):
     pytest.importorskip("monai", reason="the 3D autoencoder is MONAI's (extra bench)")
-    from ssn.benchmarks.autoencoder import AutoencoderBudget, fit_autoencoder
+    from ssn.benchmarks.accuracy.autoencoder import AutoencoderBudget, fit_autoencoder
 
     healthy = HealthyVolumes.read([case.image for case in cases["train"]])
     untaught, taught = (fit_autoencoder(healthy, AutoencoderBudget(epochs=epochs)) for epochs in (1, 15))
@@ -160,7 +160,7 @@ def test_table_and_pictures_lie_beside_the_json_and_no_temporary_file_is_left(ca
     healthy = HealthyVolumes.read([case.image for case in cases["train"]])
     builds = {"bright voxels": lambda: BRIGHT, "z-score": lambda: reference_method("z-score", healthy, 4.0)}
     wanted = splits(cases, controls={"elsewhere": cases["control"]})
-    results = accuracy_suite.compare(builds, wanted, tmp_path / "a.json", quiet)
+    results = suite.compare(builds, wanted, tmp_path / "a.json", quiet)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a-curves.png", "a-montage.png", "a.json", "a.md"]
     assert json.loads((tmp_path / "a.json").read_text()) == results
     table = (tmp_path / "a.md").read_text()
@@ -176,15 +176,13 @@ def test_what_is_cut_off_leaves_what_it_measured(cases, tmp_path):
         raise DataError("no such thing")
 
     with pytest.raises(DataError):
-        accuracy_suite.compare(
-            {"bright voxels": lambda: BRIGHT, "b": broken}, splits(cases), tmp_path / "a.json", quiet
-        )
+        suite.compare({"bright voxels": lambda: BRIGHT, "b": broken}, splits(cases), tmp_path / "a.json", quiet)
     assert list(json.loads((tmp_path / "a.json").read_text())) == ["bright voxels"]
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_the_shown_slices_are_of_different_kinds_and_cut_the_lesion(cases):
-    from ssn.benchmarks.accuracy_pictures import choose_slices
+    from ssn.benchmarks.accuracy.pictures import choose_slices
 
     shown = choose_slices(cases["test"])
     assert {item.case.lesion for item in shown[:2]} == {"tumour", "stroke"}
@@ -194,8 +192,8 @@ def test_the_shown_slices_are_of_different_kinds_and_cut_the_lesion(cases):
 
 def test_controls_of_one_name_stay_apart(tmp_path):
     first, second = (plain(tmp_path / folder / "healthy", healthy=number) for folder, number in (("a", 1), ("b", 2)))
-    assert {name: len(cases) for name, cases in accuracy_suite.open_controls([first]).items()} == {"healthy": 1}
-    assert [len(cases) for cases in accuracy_suite.open_controls([first, second]).values()] == [1, 2]
+    assert {name: len(cases) for name, cases in suite.open_controls([first]).items()} == {"healthy": 1}
+    assert [len(cases) for cases in suite.open_controls([first, second]).values()] == [1, 2]
 
 
 def test_a_control_without_a_healthy_volume_is_refused(tmp_path):
@@ -203,7 +201,7 @@ def test_a_control_without_a_healthy_volume_is_refused(tmp_path):
     volume(tmp_path / "p.nii.gz", lesion=True)
     mask(tmp_path / "masks" / "p.nii.gz")
     with pytest.raises(DataError, match="has no healthy volume"):
-        accuracy_suite.open_controls([tmp_path])
+        suite.open_controls([tmp_path])
 
 
 def one_line(result, *words):
@@ -246,7 +244,7 @@ def test_another_checkpoint_that_is_none_is_named_before_anything_is_computed(mo
 @pytest.mark.parametrize("name", ["patchcore", "padim", "cflow", "fastflow"])
 def test_a_peer_learns_healthy_slices_and_scores_a_volume_on_its_own_grid(cases, name):
     pytest.importorskip("anomalib", reason="peers are anomalib's (extra peers)")
-    from ssn.benchmarks.peers import PeerBudget, fit_peer, healthy_slices, peer_method, require_anomalib
+    from ssn.benchmarks.accuracy.peers import PeerBudget, fit_peer, healthy_slices, peer_method, require_anomalib
 
     require_anomalib()
     budget = PeerBudget(slices_a_volume=4, patches=500, bank=100, padim_channels=10, cflow_epochs=1, fastflow_epochs=2)

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from ssn.benchmarks.accuracy import MethodAccuracy, Thresholds
+from ssn.benchmarks.accuracy.measured import MethodAccuracy, Thresholds
 from ssn.core.atomic import atomic_path
 from ssn.core.volume import read_volume
 from ssn.train.cases import Case

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ssn.benchmarks.accuracy import MethodAccuracy, Splits, Tell, measure
-from ssn.benchmarks.accuracy_methods import Build
-from ssn.benchmarks.accuracy_pictures import choose_slices, draw_curves, draw_montage, write_figure
-from ssn.benchmarks.accuracy_table import markdown
+from ssn.benchmarks.accuracy.measured import MethodAccuracy, Splits, Tell, measure
+from ssn.benchmarks.accuracy.methods import Build
+from ssn.benchmarks.accuracy.pictures import choose_slices, draw_curves, draw_montage, write_figure
+from ssn.benchmarks.accuracy.table import markdown
 from ssn.core.atomic import printable, write_text_atomic
 from ssn.core.errors import OutputError
 from ssn.train.cases import Case

@@ -7,9 +7,9 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from ssn.benchmarks.accuracy import Tell
-from ssn.benchmarks.autoencoder import AutoencoderBudget, fit_autoencoder
-from ssn.benchmarks.peers import PeerBudget, PeerName, fit_peer, healthy_slices, peer_method, require_anomalib
+from ssn.benchmarks.accuracy.autoencoder import AutoencoderBudget, fit_autoencoder
+from ssn.benchmarks.accuracy.measured import Tell
+from ssn.benchmarks.accuracy.peers import PeerBudget, PeerName, fit_peer, healthy_slices, peer_method, require_anomalib
 from ssn.core.errors import DataError
 from ssn.train.calibrate import load_calibration
 from ssn.train.checkpoint import load_checkpoint

@@ -1,0 +1,1 @@
+"""Accuracy of the detector beside other methods: docs/bench.md, Accuracy."""
