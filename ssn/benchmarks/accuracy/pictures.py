@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -114,7 +115,7 @@ def draw_montage(shown: Sequence[Shown], methods: Mapping[str, MethodAccuracy]) 
                 axis.imshow(plane, cmap=colours.cmap, norm=colours.norm, aspect=aspect, interpolation="nearest")
             axis.contour(mask, [0.5], colors=_OUTLINE, linewidths=0.8)
             if row == 0:
-                axis.set_title("slice and lesion" if name is None else name, color="white", fontsize=9)
+                axis.set_title(wrap("slice and lesion" if name is None else name), color="white", fontsize=9)
     bar = figure.colorbar(
         colours, cax=figure.add_axes((1 - 0.95 / figure.get_figwidth(), 0.2, 0.15 / figure.get_figwidth(), 0.6))
     )
@@ -123,9 +124,14 @@ def draw_montage(shown: Sequence[Shown], methods: Mapping[str, MethodAccuracy]) 
     return figure
 
 
+def wrap(name: str) -> str:
+    """Break a long name into lines of about a column's width."""
+    return textwrap.fill(name, 20)
+
+
 def draw_curves(methods: Mapping[str, MethodAccuracy]) -> Figure:
     """Draw pooled ROC and precision-recall curves, a line a method with its area in the legend."""
-    figure = Figure(figsize=(13, 4.6), layout="constrained", dpi=110)
+    figure = Figure(figsize=(14, 4.6), layout="constrained", dpi=110)
     left, right = figure.subplots(1, 2)
     share = 0.0
     handles: dict[str, list[Line2D]] = {"roc": [], "pr": []}
@@ -136,9 +142,9 @@ def draw_curves(methods: Mapping[str, MethodAccuracy]) -> Figure:
             "linewidth": 2.4 if not index else 1.4,
         }
         pooled = found.pooled
-        (line,) = left.plot(*pooled.roc(), label=f"{name}  {pooled.auroc():.3f}", **style)
+        (line,) = left.plot(*pooled.roc(), label=wrap(f"{pooled.auroc():.3f}  {name}"), **style)
         handles["roc"].append(line)
-        (line,) = right.plot(*pooled.precision_recall(), label=f"{name}  {pooled.auprc():.3f}", **style)
+        (line,) = right.plot(*pooled.precision_recall(), label=wrap(f"{pooled.auprc():.3f}  {name}"), **style)
         handles["pr"].append(line)
         share = float(pooled.lesion[0] / (pooled.lesion[0] + pooled.other[0]))
     left.plot([0, 1], [0, 1], color="0.7", linewidth=0.8)
@@ -148,7 +154,7 @@ def draw_curves(methods: Mapping[str, MethodAccuracy]) -> Figure:
     for axis, lines in ((left, handles["roc"]), (right, handles["pr"])):
         axis.set(xlim=(0, 1), ylim=(0, 1.01))
         axis.spines[["top", "right"]].set_visible(False)
-        lines.sort(key=lambda line: -float(str(line.get_label()).rsplit(maxsplit=1)[-1]))
+        lines.sort(key=lambda line: -float(str(line.get_label()).split(maxsplit=1)[0]))
         axis.legend(handles=lines, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8.5)
     figure.suptitle("Brain voxels of all lesioned test volumes, pooled; grey: chance", fontsize=9)
     return figure
