@@ -13,7 +13,9 @@ TITLES = {"ssn": "this model", "z-score": "voxel-wise z-score to the cohort mean
 
 def table(results: dict, groups: list[str]) -> list[str]:
     """Rows of a Markdown table, a method's groups below each other."""
-    lines = ["| lesions | method | volumes | AUROC | AUPRC | Dice | Dice, healthy threshold | PRO | slice AUROC | slice AUPRC |"]
+    lines = [
+        "| lesions | method | volumes | AUROC | AUPRC | Dice | Dice, healthy threshold | PRO | slice AUROC | slice AUPRC |"
+    ]
     lines.append("|---" * 10 + "|")
     for group in groups:
         for method, result in results.items():
