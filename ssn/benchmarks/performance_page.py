@@ -26,9 +26,10 @@ def performance_page(
 
 def _parts(results: Results, ratio: float, memory_ratio: float, accuracy: Mapping[str, Any] | None) -> Iterator[str]:
     found = next(iter(results.values()))["environment"]
+    commits = " and ".join(dict.fromkeys(str(result["environment"]["commit"]) for result in results.values()))
     yield "# Performance"
     yield (
-        f"Measured on {found['cpu']}, {found.get('threads', found['cores'])} threads, commit {found['commit']}, with "
+        f"Measured on {found['cpu']}, {found.get('threads', found['cores'])} threads, commit {commits}, with "
         "`ssn-bench` (`scripts/cpu_suite` runs all of it); this page is made by "
         "`ssn-bench performance RESULTS -o docs/performance.md`. [bench.md](bench.md) says how it is measured."
     )

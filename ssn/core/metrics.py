@@ -117,7 +117,7 @@ def dice(prediction: Array, mask: Array) -> float:
         If both are empty, where the coefficient is 0 / 0.
     """
     predicted, lesion = np.asarray(prediction).astype(bool), np.asarray(mask).astype(bool)
-    _check_shapes(prediction=predicted, mask=lesion)
+    check_shapes(prediction=predicted, mask=lesion)
     size = np.count_nonzero(predicted) + np.count_nonzero(lesion)
     if size == 0:
         raise ValueError("Dice is undefined: neither the prediction nor the mask has a voxel")
@@ -227,59 +227,10 @@ def _pro(ranking: _Ranking, overlap: NDArray[np.float64], limit: float) -> float
     return float(area / limit)
 
 
-def slice_scores(score_map: Array, within: Array, axis: int) -> Array:
-    """Score of each slice: the highest score of its voxels in `within` (METHOD.md, "Scoring").
-
-    Parameters
-    ----------
-    score_map : (D, H, W), any order of axes.
-    within : same shape, bool.
-    axis : the axis along which slices are counted.
-
-    Returns
-    -------
-    (score_map.shape[axis],), of the map's floating type; -inf for a slice without a voxel in `within`.
-    """
-    score_map, within = np.asarray(score_map), np.asarray(within).astype(bool)
-    _check_shapes(score_map=score_map, within=within)
-    scores = np.moveaxis(np.where(within, score_map, -np.inf), axis, 0)
-    highest: Array = scores.reshape(scores.shape[0], -1).max(axis=1)
-    return highest
-
-
-def slice_auroc(scores: Array, labels: Array) -> float:
-    """Area under the ROC curve over slices.
-
-    Parameters
-    ----------
-    scores : (S,), as from `slice_scores`. Slices scored -inf have no brain and are left out.
-    labels : (S,), true where the slice has lesion.
-
-    Raises
-    ------
-    ValueError
-        If no slice, or every slice, is labelled; if a labelled slice has no score; if a score is NaN or +inf.
-    """
-    return voxel_auroc(scores, labels, _slices_with_brain(scores, labels))
-
-
-def slice_auprc(scores: Array, labels: Array) -> float:
-    """Average precision over slices; parameters and errors as in `slice_auroc`."""
-    return voxel_auprc(scores, labels, _slices_with_brain(scores, labels))
-
-
-def _slices_with_brain(scores: Array, labels: Array) -> NDArray[np.bool_]:
-    with_brain: NDArray[np.bool_] = np.asarray(scores) != -np.inf
-    _check_shapes(scores=with_brain, labels=np.asarray(labels))
-    if np.any(np.asarray(labels).astype(bool) & ~with_brain):
-        raise ValueError("a slice labelled as lesion has no voxel within the brain: label the mask within the brain")
-    return with_brain
-
-
 def _voxels(score: Array, mask: Array, within: Array) -> _Voxels:
     """Pick the voxels in `within` and check that a ranking metric is defined on them."""
     score, lesion, inside = np.asarray(score), np.asarray(mask).astype(bool), np.asarray(within).astype(bool)
-    _check_shapes(score=score, mask=lesion, within=inside)
+    check_shapes(score=score, mask=lesion, within=inside)
     voxels = _Voxels(score[inside], lesion[inside])
     _check_finite(voxels.scores)
     if not voxels.labels.any():
@@ -292,7 +243,7 @@ def _voxels(score: Array, mask: Array, within: Array) -> _Voxels:
 def _lesion_voxels(index: int, score: Array, mask: Array) -> _Voxels:
     """Flatten one volume of `best_dice_threshold` and check that its Dice has a best threshold."""
     score, lesion = np.asarray(score), np.asarray(mask).astype(bool)
-    _check_shapes(score=score, mask=lesion)
+    check_shapes(score=score, mask=lesion)
     voxels = _Voxels(score.ravel(), lesion.ravel())
     _check_finite(voxels.scores)
     if not voxels.labels.any():
@@ -306,7 +257,8 @@ def _count_at_least(values: Array, thresholds: Array) -> Array:
     return counts
 
 
-def _check_shapes(**arrays: Array) -> None:
+def check_shapes(**arrays: Array) -> None:
+    """Raise ValueError unless all arrays have one shape."""
     if len({array.shape for array in arrays.values()}) > 1:
         shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
         raise ValueError(f"the arrays must have one shape, got {shapes}")

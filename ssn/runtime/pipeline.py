@@ -14,6 +14,7 @@ from ssn.core.atomic import write_text_atomic
 from ssn.core.bundle import Bundle
 from ssn.core.errors import OutputError
 from ssn.core.scoring import anomaly_map, p_value, volume_score
+from ssn.core.slice_metrics import slice_scores
 from ssn.core.slices import cut_slices
 from ssn.core.volume import Volume, read_volume, write_map
 from ssn.runtime.backend import DEFAULT_BATCH, Backend, StageTimes, run_batches
@@ -57,7 +58,7 @@ def infer_volume(
     score_map = anomaly_map(values, places, stack, calibration)
     level = calibration.threshold if threshold is None else threshold
     score = volume_score(score_map, stack.brain, volume.zooms)
-    slices = np.where(stack.brain, score_map, -np.inf).max((0, 1))
+    slices = slice_scores(score_map, stack.brain, axis=2)
     times.add("map", time.perf_counter() - start)
     return Result(
         volume=volume,

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from ssn.core.calibrate import HealthyVolume, brain_statistics, calibrate, place_statistics
-from ssn.core.metrics import slice_scores
 from ssn.core.scoring import anomaly_map
+from ssn.core.slice_metrics import slice_scores
 from ssn.core.slices import SliceStack, cut_slices
 from ssn.core.volume import Volume, read_volume
 from ssn.train.ablation_data import AblationData

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ssn.core import metrics
+from ssn.core import metrics, slice_metrics
 from ssn.core.errors import DataError
 from ssn.core.scoring import Calibration, anomaly_map, volume_score
 from ssn.core.slices import SliceStack, cut_slices
@@ -94,12 +94,12 @@ def detector_method(detector: Detector, calibration: Calibration, cache: Path | 
 
 
 def _slice_metrics(scored: ScoredVolume, mask: NDArray[np.bool_]) -> tuple[float | None, float | None]:
-    scores = metrics.slice_scores(scored.score_map, scored.brain, axis=2)
+    scores = slice_metrics.slice_scores(scored.score_map, scored.brain, axis=2)
     labels: NDArray[np.bool_] = np.asarray((mask & scored.brain).any((0, 1)))
     scored_labels = labels[np.isfinite(scores)]
     if scored_labels.all() or not scored_labels.any():
         return None, None
-    return metrics.slice_auroc(scores, labels), metrics.slice_auprc(scores, labels)
+    return slice_metrics.slice_auroc(scores, labels), slice_metrics.slice_auprc(scores, labels)
 
 
 def lesion_mask(case: Case, scored: ScoredVolume) -> NDArray[np.bool_]:

@@ -57,7 +57,7 @@ class FitOptions:
         return {name: value for name, value in asdict(self).items() if name not in ("epochs", "tune_encoder")}
 
 
-# For the compact model: enough steps on the cohort in ten minutes on a core; three times as many gain nothing.
+# For the compact model: few passes of small steps, so that a CPU trains it in minutes.
 COMPACT_OPTIONS = FitOptions(
     epochs=10, batch=1024, share=0.15, mix=30, decay_epochs=1, decay=0.9, anomalies="image", precision="bf16"
 )

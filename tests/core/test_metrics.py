@@ -13,13 +13,11 @@ from ssn.core.metrics import (
     best_dice_threshold,
     dice,
     pro,
-    slice_auprc,
-    slice_auroc,
-    slice_scores,
     voxel_accuracy,
     voxel_auprc,
     voxel_auroc,
 )
+from ssn.core.slice_metrics import slice_auprc, slice_auroc, slice_scores
 
 
 def two_lesions():
