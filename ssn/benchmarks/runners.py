@@ -165,6 +165,7 @@ class TorchBackend:
 
     name = "torch"
     max_slices: int | None = None
+    at_once = 1
 
     def __init__(self, engine: Engine, detector: Detector, threads: int) -> None:
         import torch

@@ -20,15 +20,17 @@ if TYPE_CHECKING:
     from ssn.train.checkpoint import Detector
     from ssn.train.network import FeatureNetwork, ModelConfig
 
-ModelName = Literal["wide_resnet50_2", "compact"]
-MODELS: tuple[ModelName, ...] = ("wide_resnet50_2", "compact")
+ModelName = Literal["wide_resnet50_2", "wide_resnet50_2-slab", "compact"]
+MODELS: tuple[ModelName, ...] = ("wide_resnet50_2", "wide_resnet50_2-slab", "compact")
 
 
 def model_config(model: ModelName) -> ModelConfig:
     """Return the configuration of a model."""
     from ssn.train.network import ModelConfig
 
-    return ModelConfig() if model == "wide_resnet50_2" else ModelConfig.compact()
+    if model == "compact":
+        return ModelConfig.compact()
+    return ModelConfig(pool="slab") if model == "wide_resnet50_2-slab" else ModelConfig()
 
 
 def make_detector(model: ModelName, scan: Path, config: ModelConfig | None = None) -> Detector:

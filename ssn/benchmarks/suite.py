@@ -76,7 +76,7 @@ def run_latency(suite: Suite, *, minutes: float | None, rounds: int, full: bool,
 def run_variants(suite: Suite, *, minutes: float | None, say: Say) -> Path:
     """Measure the steps of the packaged model on the packaged volume, and the main ones of the heavy one."""
     from ssn.benchmarks.contenders import slice_bundle
-    from ssn.benchmarks.flow_width import measure_flow_width
+    from ssn.benchmarks.trained_steps import measure_trained_steps
     from ssn.benchmarks.variants import heavy_steps, measure_files, measure_variants, steps
     from ssn.core.bundle import load_bundle
     from ssn.runtime.packaged import DEFAULT_BUNDLE, DEMO_VOLUME
@@ -87,8 +87,8 @@ def run_variants(suite: Suite, *, minutes: float | None, say: Say) -> Path:
     def rows() -> Iterator[dict[str, Any]]:
         bundle = load_bundle(DEFAULT_BUNDLE)
         yield from measure_variants(bundle, demo, suite.work, steps(threads), minutes=minutes, say=say)
-        say("size of the flow")
-        yield measure_flow_width(demo, suite.work, threads=threads)
+        say("steps that need another training")
+        yield from measure_trained_steps(demo, suite.work, threads=threads)
         yield from measure_files(demo, suite.work)
         if "wide_resnet50_2" in suite.models:
             scan = suite.scan().path

@@ -89,7 +89,9 @@ def accuracy(
 @app.command()
 def gpu(
     output: Annotated[Path, typer.Option("--output", "-o", help="JSON file to write.")] = Path("gpu.json"),
-    model: Annotated[Literal["all", "wide_resnet50_2", "compact"], typer.Option(help="What is measured.")] = "all",
+    model: Annotated[
+        Literal["all", "wide_resnet50_2", "wide_resnet50_2-slab", "compact"], typer.Option(help="What is measured.")
+    ] = "all",
     rounds: Annotated[int, typer.Option(help="Timed runs of a volume, of each way to compute.", min=1)] = 20,
     max_batch: Annotated[int, typer.Option(help="Slices a batch.", min=3)] = 48,
     force: Annotated[bool, typer.Option("--force", help="Replace the JSON file.")] = False,

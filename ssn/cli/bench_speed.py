@@ -31,7 +31,9 @@ Against = Annotated[
     list[str] | None,
     typer.Option("--against", help="A 3D network; several times for several. All if not given."),
 ]
-ModelChoice = Annotated[Literal["all", "compact", "wide_resnet50_2"], typer.Option(help="Slice pipeline.")]
+ModelChoice = Annotated[
+    Literal["all", "compact", "wide_resnet50_2", "wide_resnet50_2-slab"], typer.Option(help="Slice pipeline.")
+]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; all cores if not given.", min=1)]
 Native = Annotated[bool, typer.Option("--native", help="A volume of 240 x 240 x 155, not 192 x 192 x 96.")]
 AskedRatio = Annotated[float, typer.Option("--ratio", help="How many times faster it is asked to be.", min=0)]
@@ -121,7 +123,9 @@ def claim(
     results: Annotated[Path, typer.Argument(help="Folder of results.")],
     against: Against = None,
     engine: EngineNames = None,
-    model: Annotated[Literal["compact", "wide_resnet50_2"], typer.Option(help="Slice pipeline.")] = "compact",
+    model: Annotated[
+        Literal["compact", "wide_resnet50_2", "wide_resnet50_2-slab"], typer.Option(help="Slice pipeline.")
+    ] = "compact",
     ratio: AskedRatio = 3.3,
     memory_ratio: AskedMemoryRatio = 1.0,
     of: Annotated[
@@ -228,7 +232,7 @@ def _suite(
     output: Path,
     engine: list[str] | None,
     against: list[str] | None,
-    model: Literal["all", "compact", "wide_resnet50_2"],
+    model: Literal["all", "compact", "wide_resnet50_2", "wide_resnet50_2-slab"],
     threads: int | None,
     native: bool,
     force: bool,

@@ -12,7 +12,6 @@ from ssn.cli.options import BackendOption, BatchOption, DeviceOption, ThreadsOpt
 
 if TYPE_CHECKING:
     from ssn.runtime.cohort import Job, Outcome
-    from ssn.runtime.result import Result
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -62,14 +61,15 @@ def infer(
         from ssn.core.bundle import load_bundle
         from ssn.runtime.backend import DEFAULT_BATCH
         from ssn.runtime.choose import Request, open_backend
-        from ssn.runtime.cohort import find_jobs, run_jobs
+        from ssn.runtime.cohort import find_jobs, run_jobs, volumes_at_once
         from ssn.runtime.memory import MEGABYTE
         from ssn.runtime.packaged import DEFAULT_BUNDLE, DEMO_VOLUME
 
         jobs = find_jobs([DEMO_VOLUME] if demo else inputs or [])
         bundle = load_bundle(model or DEFAULT_BUNDLE)
         limit = None if memory_limit is None else memory_limit * MEGABYTE
-        choice = open_backend(bundle, Request(backend, device, threads, batch, limit))
+        at_once = volumes_at_once(len(jobs), threads)
+        choice = open_backend(bundle, Request(backend, device, threads, batch, limit, at_once))
         for warning in choice.warnings:
             typer.echo(f"Warning: {warning}", err=True)
         if verbose:
@@ -89,7 +89,7 @@ def infer(
                 done = int(bar.tasks[0].completed)
                 bar.update(volumes, completed=min(done + share, done + 0.99))
 
-            def finished(outcome: Outcome, result: Result | None) -> None:
+            def finished(outcome: Outcome) -> None:
                 count = int(bar.tasks[0].completed) + 1
                 bar.update(volumes, completed=count)
                 if outcome.error is not None:

@@ -48,6 +48,7 @@ class Backend(Protocol):
 
     name: str
     max_slices: int | None  # most slices that a batch may have; None: any number
+    at_once: int  # threads that may each be in a `run` of their own
 
     def describe(self) -> dict[str, Any]:
         """Say what runs, for the record: provider, threads, versions."""

@@ -16,7 +16,6 @@ from ssn.core.errors import DataError, SsnError, VolumeError
 from ssn.core.scoring import Calibration
 from ssn.core.slices import cut_slices
 from ssn.runtime.backend import DEFAULT_BATCH, Backend, StageTimes, run_batches
-from ssn.runtime.cohort import read_ahead
 
 FEWEST = 5  # healthy volumes: each is compared with four others at least
 # What write_bundle writes anew, and what was measured with the calibration that is replaced.
@@ -59,7 +58,7 @@ def calibrate_on(
     def advance(share: float) -> None:
         progress(done + share)
 
-    for path, (volume, _) in zip(paths, read_ahead(paths), strict=True):
+    for path, volume in zip(paths, _read_ahead(paths), strict=True):
         try:
             if isinstance(volume, SsnError):
                 raise volume
@@ -94,6 +93,24 @@ def calibrate_on(
         "volume_sha256": list(seen),
     }
     return calibration, record
+
+
+def _read_ahead(paths: Sequence[Path]) -> Iterator[Volume | SsnError]:
+    """Yield each volume while the next is being read; two are in memory at most."""
+
+    def read(path: Path) -> Volume | SsnError:
+        try:
+            return read_volume(path)
+        except SsnError as error:
+            return error
+
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(read, paths[0])
+        for index in range(len(paths)):
+            volume = coming.result()
+            if index + 1 < len(paths):
+                coming = reader.submit(read, paths[index + 1])
+            yield volume
 
 
 def write_calibrated(

@@ -33,6 +33,7 @@ class Request:
     ----------
     threads : of CPU backends; None: all cores
     batch : slices at once; None: the backend's own
+    at_once : volumes that a CPU computes at the same time
     memory_limit : bytes on the GPU
     """
 
@@ -41,6 +42,7 @@ class Request:
     threads: int | None = None
     batch: int | None = None
     memory_limit: int | None = None
+    at_once: int = 1
 
 
 @dataclass(frozen=True)
@@ -211,8 +213,8 @@ def open_option(bundle: Bundle, option: Option, request: Request) -> Backend:
     if option.backend == "openvino":
         from ssn.runtime.openvino import OpenVinoBackend
 
-        return OpenVinoBackend(bundle, request.threads)
+        return OpenVinoBackend(bundle, request.threads, at_once=request.at_once)
     from ssn.runtime.onnxruntime import OnnxRuntimeBackend
 
     provider: Literal["cpu", "cuda"] = "cuda" if option.device == "cuda" else "cpu"
-    return OnnxRuntimeBackend(bundle, request.threads, provider, request.memory_limit)
+    return OnnxRuntimeBackend(bundle, request.threads, provider, request.memory_limit, request.at_once)

@@ -1,24 +1,30 @@
-"""Many volumes: finding them, running them with reading and writing overlapped, and the table of their scores."""
+"""Many volumes: finding them, running several at once, and the table of their scores."""
 
 from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from threading import BoundedSemaphore
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ssn.core.atomic import atomic_path
 from ssn.core.bundle import Bundle
 from ssn.core.errors import OutputError, SsnError, VolumeError
-from ssn.core.volume import Volume, read_volume
-from ssn.runtime.backend import Backend
+from ssn.runtime.backend import Backend, Batch, StageTimes
+from ssn.runtime.machine import cores
 from ssn.runtime.pipeline import infer_volume, output_paths, refuse_existing, write_outputs
-from ssn.runtime.result import Result
 
 TABLE_FILE = "scores.csv"
+MOST_AT_ONCE = 8  # volumes, of some 100 MB each; more cores compute each volume faster instead
 _SUFFIXES = (".nii.gz", ".nii")
 _OWN_OUTPUTS = ("_anomaly", "_mask")
 _COLUMNS = ("file", "score", "p_value", "abnormal", "above_threshold_ml", "highest_z", "seconds", "error")
@@ -38,9 +44,9 @@ class Outcome:
 
     Attributes
     ----------
-    ended : `time.perf_counter()` when it was on disk, or had failed
-    seconds : from the end of the volume before, or from the beginning, to the end of this one: stages of consecutive
-        volumes overlap, so the sum of a volume's stages is longer
+    ended : `time.perf_counter()` when it and all before it were on disk, or had failed
+    seconds : from the end of the volume before, or from the beginning, to the end of this one: volumes overlap, so the
+        sum of a volume's stages is longer
     """
 
     job: Job
@@ -50,32 +56,13 @@ class Outcome:
     seconds: float
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Ended:
-    """A volume that was computed and is being written, or that failed.
+    """What a thread says of its volume; `at`: when it was on disk, or had failed."""
 
-    Attributes
-    ----------
-    written : its record, and when it was on disk
-    at : when it failed
-    """
-
-    job: Job
-    result: Result | None = None
-    written: Future[tuple[dict[str, Any], float]] | None = None
-    error: str | None = None
-    at: float = 0.0
-
-    def outcome(self, before: float) -> Outcome:
-        """Wait until it is on disk; `before` is when the volume before it ended."""
-        record, error, ended = None, self.error, self.at
-        if self.written is not None:
-            try:
-                record, ended = self.written.result()
-            except SsnError as refused:
-                error, ended = str(refused), time.perf_counter()
-        ended = max(ended, before)  # a volume that cannot be read fails while the one before is being written
-        return Outcome(self.job, record, error, ended, ended - before)
+    record: dict[str, Any] | None
+    error: str | None
+    at: float
 
 
 def _stem(path: Path) -> str:
@@ -133,23 +120,14 @@ def find_jobs(inputs: Sequence[Path]) -> list[Job]:
     return list(jobs.values())
 
 
-def read_ahead(paths: Sequence[Path]) -> Iterator[tuple[Volume | SsnError, float]]:
-    """Yield each volume, and the seconds it took, while the next is being read; two are in memory at most."""
+def volumes_at_once(jobs: int, threads: int | None) -> int:
+    """Return how many volumes a CPU computes at once best: a core each, because one volume gains little from a second.
 
-    def read(path: Path) -> tuple[Volume | SsnError, float]:
-        start = time.perf_counter()
-        try:
-            return read_volume(path), time.perf_counter() - start
-        except SsnError as error:
-            return error, 0.0
-
-    with ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(read, paths[0])
-        for index in range(len(paths)):
-            volume, seconds = coming.result()
-            if index + 1 < len(paths):
-                coming = reader.submit(read, paths[index + 1])
-            yield volume, seconds
+    Parameters
+    ----------
+    threads : that may be used; None: all cores
+    """
+    return max(1, min(jobs, threads or cores(), MOST_AT_ONCE))
 
 
 def run_jobs(
@@ -164,12 +142,13 @@ def run_jobs(
     overwrite: bool,
     started: Callable[[Job], None] = lambda job: None,
     progress: Callable[[float], None] = lambda share: None,
-    finished: Callable[[Outcome, Result | None], None] = lambda outcome, result: None,
+    finished: Callable[[Outcome], None] = lambda outcome: None,
 ) -> list[Outcome]:
     """Run every job; a bad volume is recorded and the others go on.
 
-    While one volume computes, the next is read and the one before is written. Three are in memory at most, however many
-    there are: a result waits for the one before it to be on disk. Outcomes come in the jobs' order, in this thread.
+    As many volumes are in the encoder and the flow as the backend runs at once; around them two more are read, prepared
+    or written. No more are in memory, however many there are. Outcomes come in the jobs' order, in this thread;
+    `started` and `progress` are called in others.
 
     Raises
     ------
@@ -181,41 +160,58 @@ def run_jobs(
             refuse_existing(output_paths(folder, job.name, picture=picture))
         if len(jobs) > 1:
             refuse_existing([folder / TABLE_FILE])
+    gated = _Gated(backend)
+
+    def run(job: Job) -> _Ended:
+        started(job)
+        record, error = None, None
+        try:
+            result = infer_volume(job.path, bundle, gated, threshold=threshold, batch=batch, progress=progress)
+            record = write_outputs(result, bundle, backend, folder, job.name, picture=picture, overwrite=overwrite)
+        except SsnError as refused:
+            error = str(refused)
+        return _Ended(record, error, time.perf_counter())
+
     outcomes: list[Outcome] = []
-    start = time.perf_counter()
-
-    def write(result: Result, name: str) -> tuple[dict[str, Any], float]:
-        record = write_outputs(result, bundle, backend, folder, name, picture=picture, overwrite=overwrite)
-        return record, time.perf_counter()
-
-    def settle(ended: _Ended | None) -> None:
-        if ended is not None:
-            outcome = ended.outcome(outcomes[-1].ended if outcomes else start)
-            outcomes.append(outcome)
-            finished(outcome, ended.result)
-
-    with ThreadPoolExecutor(1) as writer:
-        before: _Ended | None = None
-        for job, (volume, seconds) in zip(jobs, read_ahead([job.path for job in jobs]), strict=True):
-            started(job)
-            ended = _Ended(job)
-            try:
-                if isinstance(volume, SsnError):
-                    raise volume
-                ended.result = infer_volume(
-                    volume, bundle, backend, threshold=threshold, batch=batch, progress=progress
-                )
-                ended.result.times.add("read", seconds)
-            except SsnError as error:
-                ended.error, ended.at = str(error), time.perf_counter()
-            settle(before)
-            if ended.result is not None:
-                ended.written = writer.submit(write, ended.result, job.name)
-            before = ended
-        settle(before)
+    before = time.perf_counter()
+    with ThreadPoolExecutor(backend.at_once + 2) as pool:
+        running = [pool.submit(run, job) for job in jobs]
+        try:
+            for job, future in zip(jobs, running, strict=True):
+                ended = future.result()
+                at = max(ended.at, before)  # it may have ended before the one that is listed before it
+                outcomes.append(Outcome(job, ended.record, ended.error, at, at - before))
+                before = at
+                finished(outcomes[-1])
+        except BaseException:  # Ctrl-C too: what has not begun does not begin
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     if len(jobs) > 1 and any(outcome.record for outcome in outcomes):
         write_table(folder / TABLE_FILE, outcomes, overwrite=overwrite)
     return outcomes
+
+
+class _Gated:
+    """A backend that several threads share: each waits until it may run."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend, self._free = backend, BoundedSemaphore(backend.at_once)
+        self.name, self.max_slices, self.at_once = backend.name, backend.max_slices, backend.at_once
+
+    def describe(self) -> dict[str, Any]:
+        return self._backend.describe()
+
+    def run(self, batches: Iterable[Batch], times: StageTimes) -> Generator[NDArray[np.float32], None, None]:
+        with self._free, closing(self._backend.run(batches, times)) as results:
+            yield from results
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the backend open: whoever opened it closes it."""
 
 
 def write_table(path: Path, outcomes: Sequence[Outcome], *, overwrite: bool) -> None:

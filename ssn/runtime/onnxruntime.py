@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, Bundle
 from ssn.core.errors import BackendError, BundleError
 from ssn.runtime.backend import Batch, StageTimes
+from ssn.runtime.machine import cores
 
 Provider = Literal["cpu", "cuda", "tensorrt"]
 PROVIDERS: dict[Provider, str] = {
@@ -35,6 +36,7 @@ class OnnxRuntimeBackend:
     threads : int or None
         Threads of an operator; None lets ONNX Runtime take all cores.
     provider : what computes. What a GPU provider lacks is computed by the next: TensorRT, CUDA, CPU.
+    at_once : volumes that are computed at the same time on a CPU, by threads that share the sessions
     memory_limit : bytes that CUDA's memory pools may grow to, half of it for each session
 
     Raises
@@ -53,6 +55,7 @@ class OnnxRuntimeBackend:
         threads: int | None = None,
         provider: Provider = "cpu",
         memory_limit: int | None = None,
+        at_once: int = 1,
     ) -> None:
         if threads is not None and threads < 1:
             raise BackendError(f"onnxruntime: {threads} threads are not possible; give 1 or more")
@@ -63,7 +66,10 @@ class OnnxRuntimeBackend:
             )
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        if threads is not None:
+        self.at_once = at_once if provider == "cpu" else 1
+        if self.at_once > 1:
+            options.intra_op_num_threads = max(1, (threads or cores()) // self.at_once)
+        elif threads is not None:
             options.intra_op_num_threads = threads
         # The two sessions take turns: a waiting pool that spins would take the other's cores.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -100,6 +106,7 @@ class OnnxRuntimeBackend:
             "version": ort.__version__,
             "provider": self._encoder.get_providers()[0],
             "threads": self._threads or "all cores",
+            "volumes_at_once": self.at_once,
         }
 
     def run(self, batches: Iterable[Batch], times: StageTimes) -> Generator[NDArray[np.float32], None, None]:

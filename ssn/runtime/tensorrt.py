@@ -75,6 +75,7 @@ class TensorRTBackend:
             self._cuda.release()
             raise
         self.max_slices: int | None = windows * layout.window
+        self.at_once = 1
         self._record, self._schedule = record, schedule
         self.peak_bytes = footprint.total_bytes(windows)
 

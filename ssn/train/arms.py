@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ssn.core.errors import DataError
-from ssn.train.aggregation import SlicePool
+from ssn.train.aggregation import SlicePool, ThickSlice
 from ssn.train.losses import LossKind
 from ssn.train.network import ModelConfig
 from ssn.train.presets import FitOptions
@@ -103,7 +103,7 @@ def _variants(question: Question, base: Arm, tuned: Path | None) -> dict[str, Ar
                 "tuned during": replace(base, options=together),
             }
         case "aggregation":
-            pools: tuple[SlicePool, ...] = ("mean", "max", "attention")
+            pools: tuple[SlicePool | ThickSlice, ...] = ("mean", "max", "attention", "slab", "middle")
             single = model(pool="mean", grid=replace(config.grid, window=1))
             arms = {pool: model(pool=pool) for pool in pools} | {"none": single}
         case "code":

@@ -1,4 +1,4 @@
-"""Reading, computing and writing of a cohort overlap, in order and in bounded memory."""
+"""Volumes of a cohort overlap, in order and in bounded memory."""
 
 import csv
 import threading
@@ -11,7 +11,7 @@ from brains import brain_file
 from ssn.core.bundle import load_bundle
 from ssn.core.errors import OutputError
 from ssn.runtime import cohort
-from ssn.runtime.cohort import find_jobs, run_jobs
+from ssn.runtime.cohort import find_jobs, run_jobs, volumes_at_once
 from ssn.runtime.onnxruntime import OnnxRuntimeBackend
 from ssn.runtime.pipeline import write_outputs
 
@@ -25,9 +25,9 @@ def scans(tmp_path):
     return folder
 
 
-def run(scans, out, bundle_folder, **callbacks):
+def run(scans, out, bundle_folder, at_once=1, **callbacks):
     bundle = load_bundle(bundle_folder)
-    with OnnxRuntimeBackend(bundle, threads=1) as backend:
+    with OnnxRuntimeBackend(bundle, threads=at_once, at_once=at_once) as backend:
         return run_jobs(
             find_jobs([scans]),
             out,
@@ -41,37 +41,36 @@ def run(scans, out, bundle_folder, **callbacks):
         )
 
 
-def test_a_volume_computes_while_the_one_before_is_written(scans, tmp_path, tiny_bundle, monkeypatch):
-    next_computes = threading.Event()
+def test_a_volume_computes_while_another_is_written(scans, tmp_path, tiny_bundle, monkeypatch):
+    other_computes = threading.Event()
     waited = []
 
     def slow_disk(result, bundle, backend, folder, name, **options):
-        if name == "s0":  # it returns only when the second volume is being computed: never, if nothing overlaps
-            waited.append(next_computes.wait(timeout=20))
+        if name == "s0":  # it returns only when another volume is being computed: never, if nothing overlaps
+            other_computes.clear()
+            waited.append(other_computes.wait(timeout=20))
         return write_outputs(result, bundle, backend, folder, name, **options)
 
-    def progress(share):
-        if waited or started[-1] == "s1":
-            next_computes.set()
-
-    started = []
     monkeypatch.setattr(cohort, "write_outputs", slow_disk)
-    outcomes = run(
-        scans, tmp_path / "out", tiny_bundle, started=lambda job: started.append(job.name), progress=progress
-    )
+    outcomes = run(scans, tmp_path / "out", tiny_bundle, progress=lambda share: other_computes.set())
     assert waited == [True]
     assert [outcome.error for outcome in outcomes] == [None] * 4
 
 
-def test_at_most_three_volumes_are_in_memory_and_outcomes_are_in_order(scans, tmp_path, tiny_bundle, monkeypatch):
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_memory_is_bounded_by_volumes_at_once_and_outcomes_are_in_order(
+    scans, tmp_path, tiny_bundle, monkeypatch, at_once
+):
+    for index in range(4, 8):
+        brain_file(scans / f"s{index}.nii", zooms=(5.0, 5.0, 5.0), seed=index)
     alive, most, lock = set(), [0], threading.Lock()
-    read, write = cohort.read_volume, cohort.write_outputs
+    infer, write = cohort.infer_volume, cohort.write_outputs
 
-    def reading(path):
+    def inferring(path, *arguments, **options):
         with lock:
             alive.add(path.stem)
             most[0] = max(most[0], len(alive))
-        return read(path)
+        return infer(path, *arguments, **options)
 
     def writing(result, bundle, backend, folder, name, **options):
         record = write(result, bundle, backend, folder, name, **options)
@@ -79,15 +78,54 @@ def test_at_most_three_volumes_are_in_memory_and_outcomes_are_in_order(scans, tm
             alive.discard(name)
         return record
 
-    monkeypatch.setattr(cohort, "read_volume", reading)
+    monkeypatch.setattr(cohort, "infer_volume", inferring)
     monkeypatch.setattr(cohort, "write_outputs", writing)
     finished = []
     outcomes = run(
-        scans, tmp_path / "out", tiny_bundle, finished=lambda outcome, result: finished.append(outcome.job.name)
+        scans, tmp_path / "out", tiny_bundle, at_once, finished=lambda outcome: finished.append(outcome.job.name)
     )
-    assert most[0] <= 3
-    assert finished == [outcome.job.name for outcome in outcomes] == ["s0", "s1", "s2", "s3"]
+    assert 2 <= most[0] <= at_once + 2
+    assert finished == [outcome.job.name for outcome in outcomes] == [f"s{index}" for index in range(8)]
     assert (tmp_path / "out" / "scores.csv").exists()
+
+
+def test_no_more_volumes_than_the_backend_allows_are_in_it(scans, tmp_path, tiny_bundle, monkeypatch):
+    inside, most, lock = [0], [0], threading.Lock()
+    compute = OnnxRuntimeBackend.run
+
+    def counted(self, batches, times):
+        with lock:
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+        time.sleep(0.05)
+        yield from compute(self, batches, times)
+        with lock:
+            inside[0] -= 1
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "run", counted)
+    run(scans, tmp_path / "one", tiny_bundle, at_once=1)
+    assert most[0] == 1
+    run(scans, tmp_path / "two", tiny_bundle, at_once=2)
+    assert most[0] == 2
+
+
+def test_what_has_not_begun_does_not_begin_after_an_interruption(scans, tmp_path, tiny_bundle):
+    for index in range(4, 12):
+        brain_file(scans / f"s{index:02}.nii", zooms=(5.0, 5.0, 5.0), seed=index)
+    begun = []
+
+    def interrupt(outcome):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(scans, tmp_path / "out", tiny_bundle, started=lambda job: begun.append(job.name), finished=interrupt)
+    assert len(begun) < 12
+    assert not (tmp_path / "out" / "scores.csv").exists()
+
+
+@pytest.mark.parametrize(("jobs", "threads", "expected"), [(1, 16, 1), (10, 2, 2), (3, 16, 3), (1000, 64, 8)])
+def test_volumes_at_once(jobs, threads, expected):
+    assert volumes_at_once(jobs, threads) == expected
 
 
 def test_seconds_in_the_table_are_from_one_result_to_the_next(scans, tmp_path, tiny_bundle):

@@ -22,6 +22,7 @@ CELLS = 48
 class BrightnessBackend:
     name = "brightness"
     max_slices = None
+    at_once = 1
 
     def describe(self):
         return {"backend": self.name}

@@ -8,7 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssn.train.aggregation import aggregate, average_channels
+from ssn.core.geometry import GridConfig
+from ssn.train.aggregation import aggregate, average_channels, thick_slices
+from ssn.train.encoder import COMPACT
+from ssn.train.network import FeatureNetwork, ModelConfig
 
 DATA = Path(__file__).parents[1] / "data" / "aggregation.npz"
 
@@ -112,3 +115,25 @@ def test_a_slice_that_is_all_brain_is_aggregated_as_published_away_from_its_bord
     maps = [torch.randn(3, 8, 8, 8)]
     published, within = (aggregate(maps, width=None, brain=b) for b in (None, torch.ones(3, 1, 32, 32)))
     torch.testing.assert_close(within[..., 1:-1, 1:-1], published[..., 1:-1, 1:-1])
+
+
+def test_a_thick_slice_is_the_mean_of_its_window_or_the_middle_one():
+    slices = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 1, 2, 2)
+    assert thick_slices(slices, window=3, kind="slab")[:, 0, 0, 0].tolist() == [1.0, 4.0]
+    uneven = slices.square()
+    assert thick_slices(uneven, window=3, kind="middle")[:, 0, 0, 0].tolist() == [1.0, 16.0]
+    with pytest.raises(ValueError, match="5 slices do not fill windows of 3"):
+        thick_slices(slices[:5], window=3, kind="slab")
+
+
+@pytest.mark.parametrize("pool", ["slab", "middle"])
+def test_with_thick_slices_the_encoder_sees_one_image_a_window(pool):
+    config = ModelConfig(encoder=COMPACT, grid=GridConfig(plane=64, depth=12), width=None, pool=pool)
+    network = FeatureNetwork(config, weights="none")
+    seen = []
+    network.encoder.register_forward_hook(lambda module, given, maps: seen.append(given[0].shape[0]))
+    slices = torch.rand(6, 1, 64, 64)
+    features = network.raw(slices)
+    assert seen == [2]
+    expected = aggregate(network.encoder(thick_slices(slices, window=3, kind=pool)), width=None, pool="none")
+    assert torch.equal(features, expected)
