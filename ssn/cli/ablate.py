@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from ssn.cli.console import progress_bar, user_errors
-from ssn.cli.options import ContrastOption, Data, DeviceOption, LayoutOption
+from ssn.cli.options import ContrastOption, Data, DeviceOption, LayoutOption, PoolOption
 
 
 class QuestionName(StrEnum):
@@ -37,6 +37,7 @@ def ablate(
     preset: Annotated[
         Literal["compact", "paper", "parity"], typer.Option(help="The base that every arm differs from in one thing.")
     ] = "compact",
+    pool: PoolOption = None,
     encoder_weights: Annotated[
         str, typer.Option(help="Of the base: imagenet, none, or a safetensors file.")
     ] = "imagenet",
@@ -73,6 +74,7 @@ def ablate(
         from ssn.train.presets import preset as settings
 
         config, options = settings(preset)
+        config = replace(config, pool=pool or config.pool)
         options = replace(options, epochs=epochs or options.epochs, batch=batch or options.batch)
         weights = encoder_weights if encoder_weights in ("imagenet", "none") else Path(encoder_weights)
         arms = plan_arms([q.value for q in dict.fromkeys(question)], config, options, weights, tuned)  # type: ignore[arg-type]

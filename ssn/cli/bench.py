@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from ssn.cli import bench_speed
 from ssn.cli.console import print_version, reporting, user_errors
-from ssn.cli.options import ContrastOption, Data, LayoutOption
+from ssn.cli.options import ContrastOption, Data, LayoutOption, SliceModels
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -89,9 +89,7 @@ def accuracy(
 @app.command()
 def gpu(
     output: Annotated[Path, typer.Option("--output", "-o", help="JSON file to write.")] = Path("gpu.json"),
-    model: Annotated[
-        Literal["all", "wide_resnet50_2", "wide_resnet50_2-slab", "compact"], typer.Option(help="What is measured.")
-    ] = "all",
+    model: Annotated[SliceModels, typer.Option(help="What is measured.")] = "all",
     rounds: Annotated[int, typer.Option(help="Timed runs of a volume, of each way to compute.", min=1)] = 20,
     max_batch: Annotated[int, typer.Option(help="Slices a batch.", min=3)] = 48,
     force: Annotated[bool, typer.Option("--force", help="Replace the JSON file.")] = False,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ssn.cli.console import user_errors
+from ssn.cli.options import SliceModel, SliceModels
 
 if TYPE_CHECKING:
     from ssn.benchmarks.suite import Suite
@@ -31,9 +32,7 @@ Against = Annotated[
     list[str] | None,
     typer.Option("--against", help="A 3D network; several times for several. All if not given."),
 ]
-ModelChoice = Annotated[
-    Literal["all", "compact", "wide_resnet50_2", "wide_resnet50_2-slab"], typer.Option(help="Slice pipeline.")
-]
+ModelChoice = Annotated[SliceModels, typer.Option(help="Slice pipeline.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; all cores if not given.", min=1)]
 Native = Annotated[bool, typer.Option("--native", help="A volume of 240 x 240 x 155, not 192 x 192 x 96.")]
 AskedRatio = Annotated[float, typer.Option("--ratio", help="How many times faster it is asked to be.", min=0)]
@@ -123,9 +122,7 @@ def claim(
     results: Annotated[Path, typer.Argument(help="Folder of results.")],
     against: Against = None,
     engine: EngineNames = None,
-    model: Annotated[
-        Literal["compact", "wide_resnet50_2", "wide_resnet50_2-slab"], typer.Option(help="Slice pipeline.")
-    ] = "compact",
+    model: Annotated[SliceModel, typer.Option(help="Slice pipeline.")] = "compact",
     ratio: AskedRatio = 3.3,
     memory_ratio: AskedMemoryRatio = 1.0,
     of: Annotated[
@@ -232,7 +229,7 @@ def _suite(
     output: Path,
     engine: list[str] | None,
     against: list[str] | None,
-    model: Literal["all", "compact", "wide_resnet50_2", "wide_resnet50_2-slab"],
+    model: SliceModels,
     threads: int | None,
     native: bool,
     force: bool,

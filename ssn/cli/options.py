@@ -22,6 +22,18 @@ DeviceOption = Annotated[
     Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where to compute; auto: a GPU if there is one.")
 ]
 
+PoolOption = Annotated[
+    Literal["mean", "max", "attention", "slab", "middle"] | None,
+    typer.Option(
+        "--pool",
+        help="How three slices become one: their features' mean (published), max or attention, or, before the "
+        "encoder, their images' mean (slab) or the middle one; the preset's if not given.",
+    ),
+]
+
+# Models of ssn.benchmarks.slice_models, named here because importing them takes seconds.
+SliceModel = Literal["compact", "wide_resnet50_2", "wide_resnet50_2-slab"]
+SliceModels = Literal["all", "compact", "wide_resnet50_2", "wide_resnet50_2-slab"]
 BackendOption = Annotated[
     Literal["auto", "tensorrt", "onnxruntime", "openvino"],
     typer.Option("--backend", help="What computes; auto takes the best that is here."),

@@ -11,7 +11,7 @@ from ssn.cli.ablate import ablate
 from ssn.cli.check_data import check_data
 from ssn.cli.console import progress_bar, user_errors
 from ssn.cli.finetune import finetune
-from ssn.cli.options import ContrastOption, Data, DeviceOption, LayoutOption
+from ssn.cli.options import ContrastOption, Data, DeviceOption, LayoutOption, PoolOption
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.command()(check_data)
@@ -61,6 +61,7 @@ def fit(
         Literal["compact", "paper", "parity"],
         typer.Option(help="The shipped model's, the published method's, or that with its fixed 96-slice window."),
     ] = "compact",
+    pool: PoolOption = None,
     encoder_weights: Annotated[str, typer.Option(help="imagenet, none, or a safetensors file.")] = "imagenet",
     loss: Annotated[Literal["spp", "triplet", "hard", "none"], typer.Option(help="Contrastive term.")] = "spp",
     anomalies: Annotated[
@@ -104,6 +105,7 @@ def fit(
             raise OutputError(f"{output}: holds a checkpoint; use --resume to go on with it, or another folder")
         cases = open_split(data, "train", layout, contrast)
         config, options = settings(preset)
+        config = replace(config, pool=pool or config.pool)
         given = {
             "epochs": epochs, "batch": batch, "learning_rate": learning_rate,
             "noise": noise, "share": share, "mix": mix, "anomalies": anomalies, "precision": precision,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from ssn.core.calibrate import HealthyVolume, calibrate
 from ssn.core.errors import DataError, SsnError, VolumeError
 from ssn.core.scoring import Calibration
 from ssn.core.slices import cut_slices
+from ssn.core.volume import Volume, read_volume
 from ssn.runtime.backend import DEFAULT_BATCH, Backend, StageTimes, run_batches
 
 FEWEST = 5  # healthy volumes: each is compared with four others at least

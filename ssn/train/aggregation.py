@@ -132,9 +132,7 @@ def thick_slices(slices: Tensor, *, window: int, kind: ThickSlice) -> Tensor:
     thick as a window; "middle" is the middle one alone.
     """
     if slices.shape[0] % window:
-        raise ValueError(
-            f"{slices.shape[0]} slices do not fill windows of {window}; pad the volume to a multiple of it."
-        )
+        raise ValueError(f"{len(slices)} slices do not fill windows of {window}; pad the volume to a multiple of it.")
     windows = slices.reshape(-1, window, *slices.shape[1:])
     return windows.mean(dim=1) if kind == "slab" else windows[:, window // 2]
 

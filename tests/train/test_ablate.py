@@ -72,7 +72,7 @@ def test_the_base_answers_every_question_and_is_one_run():
     planned = arms("loss", "aggregation", "code", "anomalies", "flow", "calibration", "normalisation", "rim")
     bases = {question: value for (question, value), arm in planned.items() if arm.run == "base"}
     assert bases == {
-        "loss": "spp", "aggregation": "slab", "code": "in-plane + depth", "anomalies": "image", "flow": "8 blocks",
+        "loss": "spp", "aggregation": "slab", "code": "in-plane + depth", "anomalies": "image", "flow": "4 blocks",
         "calibration": "place", "normalisation": "robust", "rim": "with background",
     }  # fmt: skip
     assert planned["loss", "triplet"].options.anomalies == "noise", "the only ones that the triplet loss knows"
