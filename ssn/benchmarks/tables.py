@@ -85,8 +85,8 @@ def _step(row: Row) -> list[str]:
 
 def cohort_table(results: Results) -> Table | None:
     """Say how much of the slowest part's speed a cohort reaches, whether that is the goal, and what limits it."""
-    header = ("model", "volumes a minute", "slowest part", "its time alone of all", "goal of 90 %", "limited by",
-              "peak MB by volumes")  # fmt: skip
+    header = ("model", "volumes a minute", "slowest part", "its time alone of all", "goal of 90 %",
+              "computing so many at once alone, of all", "limited by", "peak MB by volumes")  # fmt: skip
     rows = [
         [
             row["method"],
@@ -94,6 +94,7 @@ def cohort_table(results: Results) -> Table | None:
             row["slowest"],
             percent(row["efficiency"]),
             goal(row),
+            f"{row['at_once']}: {percent(row['efficiency_at_once'])}" if "at_once" in row else "-",
             limit(row),
             ", ".join(f"{one['volumes']}: {one['peak_mb']:.0f}" for one in row.get("scaling", ())) or "-",
         ]

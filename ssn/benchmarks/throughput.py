@@ -1,4 +1,4 @@
-"""A cohort's throughput: reading, computing and writing overlapped, against each alone."""
+"""A cohort's throughput: several volumes at once, against reading, computing and writing alone."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from ssn.core.errors import BackendError
 from ssn.core.slices import cut_slices
 from ssn.core.volume import read_volume
 from ssn.runtime.backend import DEFAULT_BATCH, Backend, StageTimes, run_batches
-from ssn.runtime.cohort import Job, run_jobs
+from ssn.runtime.cohort import Job, run_jobs, volumes_at_once
 from ssn.runtime.machine import cores
 from ssn.runtime.memory import MEGABYTE
 from ssn.runtime.onnxruntime import OnnxRuntimeBackend
@@ -41,11 +42,17 @@ def measure_throughput(
     -------
     dict
         "efficiency" is the time of the slowest part alone over the time of all, with its interval: 1 where the others
-        cost nothing. On few cores they do, because all three compute: "cpu_s" is the CPU time of all of them, which
-        the cores have to share.
+        cost nothing. Computing alone takes one volume after the other with all threads. "efficiency_at_once" is against
+        computing as many volumes at once as the cohort does: there the others cost something on few cores, because all
+        three compute: "cpu_s" is the CPU time of all of them, which the cores have to share.
     """
     jobs = [Job(scan, f"v{index}") for index in range(volumes)]
-    with OnnxRuntimeBackend(bundle, threads) as backend:
+    at_once = volumes_at_once(volumes, threads)
+    with (
+        OnnxRuntimeBackend(bundle, threads) as backend,
+        OnnxRuntimeBackend(bundle, threads, at_once=at_once) as shared,
+        ThreadPoolExecutor(at_once) as pool,
+    ):
         batch = backend.max_slices or DEFAULT_BATCH
         volume = read_volume(scan)
         result = infer_volume(volume, bundle, backend, batch=batch)
@@ -58,14 +65,22 @@ def measure_throughput(
             for _ in jobs:
                 infer_volume(volume, bundle, backend, batch=batch)
 
+        def compute_at_once() -> None:
+            done = [pool.submit(infer_volume, volume, bundle, shared, batch=batch) for _ in jobs]
+            for future in done:
+                future.result()
+
         def write() -> None:
             for job in jobs:
                 write_outputs(result, bundle, backend, folder, job.name, picture=False, overwrite=True)
 
         def overlapped() -> None:
-            _cohort(jobs, folder, bundle, backend)
+            _cohort(jobs, folder, bundle, shared)
 
-        runs = {"decode": decode, "compute": compute, "write": write, "all": overlapped}
+        runs = {
+            "decode": decode, "compute": compute, "compute at once": compute_at_once, "write": write,
+            "all": overlapped,
+        }  # fmt: skip
         counted = {name: partial(_with_cpu_time, run) for name, run in runs.items()}
         samples = timed_rounds(counted, rounds=rounds, warm_up=1)
     seconds = {name: parts["total"] for name, parts in samples.items()}
@@ -79,7 +94,9 @@ def measure_throughput(
         "slowest": slowest,
         "cpu_s": round(sorted(samples["all"]["cpu"])[rounds // 2], 4),
         "cores": cores(),
+        "at_once": at_once,
         "efficiency": Ratio.bootstrap(seconds[slowest], seconds["all"]).as_json(),
+        "efficiency_at_once": Ratio.bootstrap(seconds["compute at once"], seconds["all"]).as_json(),
         "one_after_another": Ratio.bootstrap(
             [sum(parts) for parts in zip(*(seconds[name] for name in ("decode", "compute", "write")), strict=True)],
             seconds["all"],
@@ -162,7 +179,7 @@ def measure_scaling(
 def _one_cohort(scan: str, bundle_folder: str, folder: str, count: int, threads: int) -> dict[str, Any]:
     bundle = load_bundle(Path(bundle_folder))
     jobs = [Job(Path(scan), f"v{index}") for index in range(count)]
-    with OnnxRuntimeBackend(bundle, threads) as backend:
+    with OnnxRuntimeBackend(bundle, threads, at_once=volumes_at_once(count, threads)) as backend:
         start = time.perf_counter()
         _cohort(jobs, Path(folder), bundle, backend)
         seconds = time.perf_counter() - start

@@ -249,6 +249,8 @@ def results(tmp_path):
         "one_after_another": {"value": 0.9, "low": 0.8, "high": 1.0},
         "cpu_s": 7.0,
         "cores": 2,
+        "at_once": 2,
+        "efficiency_at_once": {"value": 0.85, "low": 0.8, "high": 0.9},
         "slices": [{"slices": count, "median_ms": 10.0 * count} for count in (24, 48)],
         "slices_3d": {"AutoEncoder": [{"slices": count, "median_ms": 5.0 * count} for count in (24, 48)]},
     }
@@ -323,7 +325,8 @@ def test_accuracy_stands_beside_speed_and_what_drops_it_is_marked(results, tmp_p
 def test_a_cohort_says_whether_it_reaches_its_goal_and_what_limits_it(results, tmp_path):
     assert invoke("performance", results, "-o", tmp_path / "performance.md").exit_code == 0
     text = (tmp_path / "performance.md").read_text()
-    assert "| compute | 75 % [70, 80] | does not hold | cores: 7.00 s of CPU on 2 take 3.50 s, compute 3.00 |" in text
+    limits = "cores: 7.00 s of CPU on 2 take 3.50 s, compute 3.00"
+    assert f"| compute | 75 % [70, 80] | does not hold | 2: 85 % [80, 90] | {limits} |" in text
 
 
 def test_markdown_needs_no_charts_and_the_page_of_steps_names_its_commit(results, tmp_path):
