@@ -58,7 +58,7 @@ def main() -> None:
         "",
         f"A SimpleSliceNet-type anomaly detector for skull-stripped T1-weighted brain MRI, {size:.1f} MB. Encoder: "
         f"`{architecture['encoder']['name']}` with ImageNet weights, frozen, strides 4, 8 and 16, "
-        f"{bundle.spec.features} channels, whitened; means over 3 slices; conditional normalizing flow of "
+        f"{bundle.spec.features} channels, whitened; it sees the mean of each 3 slices; conditional normalizing flow of "
         f"{architecture['blocks']} blocks with the cell's place in the plane and its depth as condition; "
         f"{bundle.spec.cells} x {bundle.spec.cells} cells of 4 mm a window of 3 mm. Contrastive term: "
         f"`{options['loss']}`, pushing away pseudo-anomalies in the {options['anomalies']}. {len(history)} epochs, last "
