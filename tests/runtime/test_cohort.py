@@ -5,6 +5,8 @@ import threading
 import time
 from itertools import pairwise
 
+import nibabel as nib
+import numpy as np
 import pytest
 from brains import brain_file
 
@@ -169,3 +171,26 @@ def test_what_is_written_is_what_a_single_volume_gives(scans, tmp_path, tiny_bun
     for suffix in ("_anomaly", "_mask"):
         one, other = ((tmp_path / folder / f"s2{suffix}.nii.gz").read_bytes() for folder in ("all", "one"))
         assert one == other
+
+
+@pytest.mark.parametrize("backend_class", ["onnxruntime", "openvino"])
+def test_volumes_at_once_do_not_change_what_is_written(scans, tmp_path, tiny_bundle, backend_class):
+    pytest.importorskip(backend_class, reason=f"{backend_class} is not installed")
+    from ssn.runtime.openvino import OpenVinoBackend
+
+    make = OnnxRuntimeBackend if backend_class == "onnxruntime" else OpenVinoBackend
+    bundle = load_bundle(tiny_bundle)
+    maps = {}
+    for at_once in (1, 3):
+        folder = tmp_path / f"{at_once}"
+        with make(bundle, threads=at_once, at_once=at_once) as backend:
+            run_jobs(
+                find_jobs([scans]), folder, bundle, backend, threshold=None, batch=24, picture=False, overwrite=False
+            )
+        maps[at_once] = [
+            np.asarray(nib.load(path).dataobj, np.float32) for path in sorted(folder.glob("*_anomaly.nii.gz"))
+        ]
+    assert len(maps[1]) == len(maps[3]) == 4
+    for one, several in zip(maps[1], maps[3], strict=True):
+        np.testing.assert_allclose(several, one, atol=1e-3)
+    assert np.abs(maps[1][0] - maps[1][1]).max() > 0.1, "volumes differ, so a mix-up would be seen"
