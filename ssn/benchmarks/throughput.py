@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from threadpoolctl import threadpool_limits
+
 from ssn.benchmarks.contenders import export_baseline, random_volume
 from ssn.benchmarks.measure import Ratio, interleaved, timed_rounds
 from ssn.benchmarks.one_volume import peak_rss
@@ -49,6 +51,7 @@ def measure_throughput(
     jobs = [Job(scan, f"v{index}") for index in range(volumes)]
     at_once = volumes_at_once(volumes, threads)
     with (
+        threadpool_limits(1, user_api="blas"),  # as in a cohort
         OnnxRuntimeBackend(bundle, threads) as backend,
         OnnxRuntimeBackend(bundle, threads, at_once=at_once) as shared,
         ThreadPoolExecutor(at_once) as pool,

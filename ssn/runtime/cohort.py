@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from ssn.core.atomic import atomic_path
 from ssn.core.bundle import Bundle
@@ -174,7 +175,8 @@ def run_jobs(
 
     outcomes: list[Outcome] = []
     before = time.perf_counter()
-    with ThreadPoolExecutor(backend.at_once + 2) as pool:
+    # Threads of the linear algebra that draws maps would take the cores from the networks, and spin while they wait.
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(backend.at_once + 2) as pool:
         running = [pool.submit(run, job) for job in jobs]
         try:
             for job, future in zip(jobs, running, strict=True):
