@@ -17,6 +17,7 @@ from ssn.benchmarks.variants import Way, compute_map
 # What the published method has where the compact model has something cheaper.
 PUBLISHED: dict[str, dict[str, Any]] = {
     "the encoder sees the mean of three slices, not each": {"pool": "mean"},
+    "a flow of 4 blocks, not 8": {"blocks": 8},
     "location code of 96 channels, not 192": {"plane_channels": 128, "depth_channels": 64},
 }
 
