@@ -181,15 +181,13 @@ def _throughput_sections(results: Results, charts: bool) -> Iterator[Section]:
     for row in found.get("rows", ()):
         parts = {name: sorted(values)[len(values) // 2] for name, values in row["samples_s"].items()}
         serial = row["one_after_another"]
-        at_once = ""
-        if "at_once" in row:
-            share = percent(row["efficiency_at_once"])
-            at_once = f" Computing {row['at_once']} volumes at once alone, as the cohort does, takes {share}."
         section = Section(
             f"Throughput: {row['method']}",
             text=f"{row['volumes_a_minute']:g} volumes a minute. The slowest part alone, {row['slowest']}, takes "
-            f"{percent(row['efficiency'])} of the time of all; that it is 90 % or more: {goal(row)}.{at_once} "
-            f"Limited by {limit(row)}. One part after the other would take {serial['value']:.2f} [{serial['low']:.2f}, "
+            f"{percent(row['efficiency'])} of the time of all; that it is 90 % or more: {goal(row)}. "
+            f"Computing {row['at_once']} volumes at once alone, as the cohort does, takes "
+            f"{percent(row['efficiency_at_once'])}. Limited by {limit(row)}. "
+            f"One part after the other would take {serial['value']:.2f} [{serial['low']:.2f}, "
             f"{serial['high']:.2f}] times as long.",
             header=("what", f"s for {row['volumes']} volumes"),
             rows=[[name, number(value)] for name, value in parts.items()],

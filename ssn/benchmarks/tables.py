@@ -94,7 +94,7 @@ def cohort_table(results: Results) -> Table | None:
             row["slowest"],
             percent(row["efficiency"]),
             goal(row),
-            f"{row['at_once']}: {percent(row['efficiency_at_once'])}" if "at_once" in row else "-",
+            f"{row['at_once']}: {percent(row['efficiency_at_once'])}",
             limit(row),
             ", ".join(f"{one['volumes']}: {one['peak_mb']:.0f}" for one in row.get("scaling", ())) or "-",
         ]

@@ -43,21 +43,26 @@ class StageTimes:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
 
-class Backend(Protocol):
-    """Something that runs a bundle's two graphs. It holds resources: use it in a `with` statement."""
+class Runs(Protocol):
+    """Something that computes batches."""
 
-    name: str
     max_slices: int | None  # most slices that a batch may have; None: any number
-    at_once: int  # threads that may each be in a `run` of their own
-
-    def describe(self) -> dict[str, Any]:
-        """Say what runs, for the record: provider, threads, versions."""
 
     def run(self, batches: Iterable[Batch], times: StageTimes) -> Generator[NDArray[np.float32], None, None]:
         """Log-likelihood per dimension (L,) of each batch's places, in order.
 
         It may take the next batches before it gives a result: that is how copies and computing overlap.
         """
+
+
+class Backend(Runs, Protocol):
+    """Something that runs a bundle's two graphs. It holds resources: use it in a `with` statement."""
+
+    name: str
+    at_once: int  # threads that may each be in a `run` of their own
+
+    def describe(self) -> dict[str, Any]:
+        """Say what runs, for the record: provider, threads, versions."""
 
     def __enter__(self) -> Self: ...
 
@@ -90,7 +95,7 @@ def plan_batches(stack: SliceStack, occupancy: float, slices: int) -> Iterator[B
 
 
 def run_batches(
-    backend: Backend,
+    backend: Runs,
     stack: SliceStack,
     occupancy: float,
     slices: int,

@@ -10,8 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from threading import BoundedSemaphore
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +24,7 @@ from ssn.runtime.machine import cores
 from ssn.runtime.pipeline import infer_volume, output_paths, refuse_existing, write_outputs
 
 TABLE_FILE = "scores.csv"
-MOST_AT_ONCE = 8  # volumes, of some 100 MB each; more cores compute each volume faster instead
+MOST_AT_ONCE = 8  # volumes, of some 130 MB each; more cores compute each volume faster instead
 _SUFFIXES = (".nii.gz", ".nii")
 _OWN_OUTPUTS = ("_anomaly", "_mask")
 _COLUMNS = ("file", "score", "p_value", "abnormal", "above_threshold_ml", "highest_z", "seconds", "error")
@@ -198,22 +197,11 @@ class _Gated:
 
     def __init__(self, backend: Backend) -> None:
         self._backend, self._free = backend, BoundedSemaphore(backend.at_once)
-        self.name, self.max_slices, self.at_once = backend.name, backend.max_slices, backend.at_once
-
-    def describe(self) -> dict[str, Any]:
-        return self._backend.describe()
+        self.max_slices = backend.max_slices
 
     def run(self, batches: Iterable[Batch], times: StageTimes) -> Generator[NDArray[np.float32], None, None]:
         with self._free, closing(self._backend.run(batches, times)) as results:
             yield from results
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Leave the backend open: whoever opened it closes it."""
 
 
 def write_table(path: Path, outcomes: Sequence[Outcome], *, overwrite: bool) -> None:

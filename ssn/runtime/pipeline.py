@@ -17,7 +17,7 @@ from ssn.core.scoring import anomaly_map, p_value, volume_score
 from ssn.core.slice_metrics import slice_scores
 from ssn.core.slices import cut_slices
 from ssn.core.volume import Volume, read_volume, write_map
-from ssn.runtime.backend import DEFAULT_BATCH, Backend, StageTimes, run_batches
+from ssn.runtime.backend import DEFAULT_BATCH, Backend, Runs, StageTimes, run_batches
 from ssn.runtime.result import Result, as_record
 
 OUTPUT_SUFFIXES = ("_anomaly.nii.gz", "_mask.nii.gz", ".json", ".png")
@@ -26,7 +26,7 @@ OUTPUT_SUFFIXES = ("_anomaly.nii.gz", "_mask.nii.gz", ".json", ".png")
 def infer_volume(
     source: Path | Volume,
     bundle: Bundle,
-    backend: Backend,
+    backend: Runs,
     *,
     threshold: float | None = None,
     batch: int = DEFAULT_BATCH,
