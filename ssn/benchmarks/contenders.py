@@ -15,7 +15,6 @@ from ssn.benchmarks.slice_models import ModelName, make_bundle, make_detector, m
 from ssn.benchmarks.volumes import Shape
 from ssn.core.atomic import atomic_path
 from ssn.core.bundle import MANIFEST_FILE, Bundle, load_bundle
-from ssn.core.slices import cut_slices
 from ssn.core.volume import read_volume
 from ssn.runtime.backend import DEFAULT_BATCH, Backend
 from ssn.runtime.packaged import DEFAULT_BUNDLE
@@ -68,7 +67,7 @@ def run_slices(scan: Path, bundle: Bundle, backend: Backend, folder: Path) -> di
 def slice_work(scan: Path, bundle: Bundle) -> dict[str, int]:
     """How many slices and map cells of a volume a slice pipeline computes."""
     spec = bundle.spec
-    stack = cut_slices(read_volume(scan), spec.grid, spec.cells, spec.normalisation)
+    stack = spec.cut(read_volume(scan))
     return {"slices": len(stack.slices), "places": len(stack.occupied_places(spec.occupancy))}
 
 
@@ -84,7 +83,7 @@ def slice_costs(name: ModelName, work: dict[str, int]) -> Costs:
     config = model_config(name)
     network = FeatureNetwork(config, weights="none").eval()
     flow = FlowGraph(build_detector(config, network, seed=0)).eval()
-    features = torch.zeros(work["slices"] // config.grid.window, network.channels, network.cells, network.cells)
+    features = torch.zeros(work["slices"] // config.slices_a_window, network.channels, network.cells, network.cells)
     places = torch.zeros(work["places"], dtype=torch.int64)
     slices = torch.zeros(work["slices"], 1, config.grid.plane, config.grid.plane)
     parts = (count_costs(network, slices), count_costs(flow, features, places, torch.zeros(1, dtype=torch.int64)))

@@ -26,9 +26,9 @@ from ssn.core.bundle import Bundle
 from ssn.core.engine_record import Device
 from ssn.core.engines import find_engines
 from ssn.core.errors import BackendError
-from ssn.core.slices import SliceStack, cut_slices
+from ssn.core.slices import SliceStack
 from ssn.core.volume import read_volume
-from ssn.runtime.backend import Batch, StageTimes, plan_batches, run_batches
+from ssn.runtime.backend import DEFAULT_BATCH, Batch, StageTimes, plan_batches, run_batches
 from ssn.runtime.cuda import find_device
 from ssn.runtime.memory import MEGABYTE
 from ssn.runtime.onnxruntime import OnnxRuntimeBackend
@@ -113,7 +113,7 @@ def _measure_model(
     yield "making the bundle"
     scan = write_phantom(scratch / "phantom.nii.gz")
     detector, bundle = make_bundle(model, scratch / model, scan)
-    stack = cut_slices(read_volume(scan), bundle.spec.grid, bundle.spec.cells, bundle.spec.normalisation)
+    stack = bundle.spec.cut(read_volume(scan))
     batches = list(plan_batches(stack, bundle.spec.occupancy, max_batch))
     part["weights"] = "random: speed does not depend on them, accuracy does, so none is reported"
     part["volume"] = {
@@ -121,7 +121,7 @@ def _measure_model(
         "places": sum(len(batch.places) for batch in batches),
         "batches": len(batches),
     }
-    part["flops"] = attempt(lambda: _flops(detector, batches, bundle.spec.grid.window))
+    part["flops"] = attempt(lambda: _flops(detector, batches, bundle.spec.slices_a_window))
     yield "building engines"
     part["engines"] = attempt(lambda: _build(bundle, scan, device, max_batch))
     yield "comparing every backend"
@@ -136,14 +136,14 @@ def _measure_model(
     part["pipeline_over_torch"] = attempt(lambda: time_torch_pipeline(detector, bundle, batches, max_batch, rounds))
 
 
-def _flops(detector: Detector, batches: Sequence[Batch], window: int) -> Report:
+def _flops(detector: Detector, batches: Sequence[Batch], slices_a_window: int) -> Report:
     from ssn.benchmarks.gpu_torch import count_flops
 
     encoder, flow = count_flops(detector)
-    windows = sum(len(batch.slices) // window for batch in batches)
+    windows = sum(len(batch.slices) // slices_a_window for batch in batches)
     places = sum(len(batch.places) for batch in batches)
     return {
-        "encoder_a_slice": encoder / window,
+        "encoder_a_slice": encoder / slices_a_window,
         "flow_a_place": flow,
         "volume": encoder * windows + flow * places,
     }
@@ -190,7 +190,7 @@ def _tensorrt(bundle: Bundle, stack: SliceStack, batches: Sequence[Batch], scan:
         lambda overlap, graphs: TensorRTBackend(bundle, entry, overlap=overlap, graphs=graphs), batches, rounds
     )
     with TensorRTBackend(bundle, entry) as backend, OnnxRuntimeBackend(bundle) as reference:
-        size = backend.max_slices or len(stack.slices)
+        size = backend.max_slices or DEFAULT_BATCH
         _, given = run_batches(backend, stack, bundle.spec.occupancy, size, StageTimes())
         _, wanted = run_batches(reference, stack, bundle.spec.occupancy, size, StageTimes())
         result["largest_difference"] = float(np.abs(given - wanted).max())

@@ -37,19 +37,14 @@ class TorchDetector(nn.Module):
         super().__init__()
         graph = FlowGraph(detector)
         self.cells = graph.plane.shape[0]
-        self.window = detector.config.grid.window
-        channels = graph.plane.shape[1]
-        tables = []
-        for weight, bias in graph.flow.condition_maps():
-            plane = graph.plane @ weight[:, :channels].T + bias
-            depth = graph.depth @ weight[:, channels:].T if graph.depth.shape[1] else None
-            tables.append((plane, depth))
+        self.each = detector.config.slices_a_window
         self.tables = [
-            (plane.to(device, dtype), None if depth is None else depth.to(device, dtype)) for plane, depth in tables
+            (plane.to(device, dtype), None if depth is None else depth.to(device, dtype))
+            for plane, depth in graph.tables()
         ]
         network = copy.deepcopy(detector.network).to(device, dtype)
         self.network = network.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        self.flow = copy.deepcopy(graph.flow).to(device, dtype).eval()
+        self.graph = graph.to(device, dtype).eval()
         self.device, self.dtype = device, dtype
         self.encode: Callable[[Tensor], Tensor] = self.network
         self.score: Callable[[Tensor, Tensor, Tensor], Tensor] = self._score
@@ -61,16 +56,7 @@ class TorchDetector(nn.Module):
             self.score = torch.compile(self._score, dynamic=False)
 
     def _score(self, features: Tensor, places: Tensor, first: Tensor) -> Tensor:
-        rows = features.flatten(2).transpose(1, 2).reshape(-1, features.shape[1])
-        chosen = rows.index_select(0, places - first * self.cells)
-        window = torch.div(places, self.cells, rounding_mode="trunc")
-        cell = places - window * self.cells
-        conditions = []
-        for plane, depth in self.tables:
-            condition = plane.index_select(0, cell)
-            conditions.append(condition if depth is None else condition + depth.index_select(0, window))
-        result: Tensor = self.flow(chosen, conditions)
-        return result
+        return self.graph.at(features, places, first, self.tables)
 
     @torch.inference_mode()
     def run(self, batches: Sequence[Batch]) -> list[NDArray[np.float32]]:
@@ -86,7 +72,7 @@ class TorchDetector(nn.Module):
 
     def _padded(self, batch: Batch) -> NDArray[np.int64]:
         """Places at one of the pipeline's own few sizes: a compiled function is compiled for each."""
-        most = len(batch.slices) // self.window * self.cells
+        most = len(batch.slices) // self.each * self.cells
         size = bucket(len(batch.places), most, PLACE_PARTS)
         return np.pad(batch.places, (0, size - len(batch.places)), mode="edge")
 
@@ -104,9 +90,7 @@ class TorchStages:
     def encoder(self, slot: Slot, windows: int, stream: Any) -> None:
         """Queue the encoder."""
         layout = self._layout
-        slices = _view(
-            slot.device_slices, (windows * layout.window, 1, layout.plane, layout.plane), layout.slices_dtype
-        )
+        slices = _view(slot.device_slices, (windows * layout.each, 1, layout.plane, layout.plane), layout.slices_dtype)
         target = self._features(slot, windows)
         with torch.inference_mode(), torch.cuda.stream(torch.cuda.ExternalStream(int(stream))):
             features = self._detector.encode(slices)
@@ -161,8 +145,8 @@ def count_flops(detector: Detector) -> tuple[float, float]:
     grid = detector.config.grid
     graph = FlowGraph(detector)
     with FlopCounterMode(display=False) as encoder:
-        features = detector.network(torch.zeros(grid.window, 1, grid.plane, grid.plane))
+        features = detector.network(torch.zeros(detector.config.slices_a_window, 1, grid.plane, grid.plane))
     conditions = [table[:64] for table in graph.flow.condition_tables(detector.codes(torch.arange(64)))]
     with FlopCounterMode(display=False) as flow:
-        graph.flow(torch.zeros(64, features.shape[1]), conditions)
+        graph.score(torch.zeros(64, features.shape[1]), conditions)
     return float(encoder.get_total_flops()), float(flow.get_total_flops()) / 64

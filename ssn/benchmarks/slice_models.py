@@ -9,7 +9,6 @@ import numpy as np
 
 from ssn.core.bundle import Bundle
 from ssn.core.scoring import Calibration
-from ssn.core.slices import cut_slices
 from ssn.core.volume import read_volume
 from ssn.runtime.backend import StageTimes, run_batches
 from ssn.runtime.onnxruntime import OnnxRuntimeBackend
@@ -41,14 +40,15 @@ def make_detector(model: ModelName, scan: Path, config: ModelConfig | None = Non
     import torch
 
     from ssn.train.checkpoint import build_detector
+    from ssn.train.features import stack_for
     from ssn.train.network import FeatureNetwork
 
     torch.manual_seed(0)
     config = config or model_config(model)
     network = FeatureNetwork(config, weights="none").eval()
-    stack = cut_slices(read_volume(scan), config.grid, network.cells, config.normalisation)
-    middle = len(stack.slices) // 2 // config.grid.window * config.grid.window
-    _settle(network, torch.from_numpy(stack.slices[middle : middle + 4 * config.grid.window, None]))
+    stack, each = stack_for(network, read_volume(scan)), config.slices_a_window
+    middle = len(stack.occupancy) // 2 * each
+    _settle(network, torch.from_numpy(stack.slices[middle : middle + 4 * each, None]))
     detector = build_detector(config, network, seed=0)
     detector.flow.eval()
     return detector
@@ -77,7 +77,7 @@ def make_bundle(
         return export_bundle(detector, calibration, folder, name=model, modality="none", overwrite=True)
 
     bundle = export(0.0, 1.0)
-    stack = cut_slices(read_volume(scan), config.grid, detector.network.cells, config.normalisation)
+    stack = bundle.spec.cut(read_volume(scan))
     with OnnxRuntimeBackend(bundle) as backend:
         _, values = run_batches(backend, stack, bundle.spec.occupancy, 24, StageTimes())
     return detector, export(float(values.mean()), float(max(values.std(), 1e-3)))
@@ -93,6 +93,6 @@ def _settle(network: FeatureNetwork, slices: Tensor) -> None:
         norm.momentum = None  # the mean over what it sees, and not a moving one
         norm.train()
     with torch.no_grad():
-        network.raw(slices)
+        network(slices)
     for norm in norms:
         norm.eval()

@@ -22,7 +22,6 @@ from ssn.benchmarks.runners import choose_engines, open_graph
 from ssn.benchmarks.volumes import Scan
 from ssn.core.bundle import Bundle, load_bundle
 from ssn.core.errors import BackendError
-from ssn.core.slices import cut_slices
 from ssn.core.volume import read_volume
 from ssn.runtime.backend import DEFAULT_BATCH, Backend, StageTimes, run_batches
 from ssn.runtime.cohort import Job, run_jobs, volumes_at_once
@@ -137,7 +136,7 @@ def measure_slices(
     """
     spec = bundle.spec
     runs: dict[tuple[str, int], Callable[[], object]] = {}
-    stack = cut_slices(read_volume(scan.path), spec.grid, spec.cells, spec.normalisation)
+    stack = spec.cut(read_volume(scan.path))
     counts = [count for count in counts if count <= len(stack.slices)]
     (engine,) = choose_engines(["onnxruntime"])
     with OnnxRuntimeBackend(bundle, threads) as backend:

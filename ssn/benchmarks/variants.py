@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from ssn.benchmarks.measure import Clock, Ratio, Spread, timed_rounds
 from ssn.benchmarks.runners import choose_engines, engine_problem, open_slices
-from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, Bundle, write_bundle
+from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, Bundle, ModelSpec, write_bundle
 from ssn.core.intensity import normalise
 from ssn.core.scoring import cell_scores, smooth_map, volume_score
-from ssn.core.slices import SliceStack, cut_slices
+from ssn.core.slices import SliceStack
 from ssn.core.volume import Volume, read_volume, write_map
 from ssn.runtime.backend import DEFAULT_BATCH, Backend, StageTimes, run_batches
 
@@ -163,8 +163,8 @@ def quantised(bundle: Bundle, scan: Path, folder: Path) -> Bundle:
     from ssn.export.precision import read_model
 
     spec = bundle.spec
-    stack = cut_slices(read_volume(scan), spec.grid, spec.cells, spec.normalisation)
-    windows = stack.slices.reshape(-1, spec.grid.window, *stack.slices.shape[1:])[::4]
+    stack = spec.cut(read_volume(scan))
+    windows = stack.slices.reshape(-1, stack.slices_a_window, *stack.slices.shape[1:])[::4]
     chosen = windows.reshape(-1, *stack.slices.shape[1:])
     encoder = read_model(bundle.read(ENCODER_FILE))
     encoder = quantise(encoder, [chosen], sensitive_convolutions(encoder), symmetric=False)
@@ -176,10 +176,10 @@ def compute_map(way: Way, bundle: Bundle, backend: Backend, scan: Path) -> tuple
     """Map (X, Y, Z) of a volume from its file, in one way."""
     spec, calibration = bundle.spec, bundle.calibration
     volume = read_volume(scan)
-    stack = cut_slices(volume, spec.grid, spec.cells, spec.normalisation)
+    stack = spec.cut(volume)
     wanted = stack.occupied_places(spec.occupancy)
     if way.all_slices:
-        stack = _with_all_slices(stack, volume, spec.normalisation)
+        stack = _with_all_slices(stack, volume, spec)
     times = StageTimes()
     # At an occupancy of 0 every cell of every window is computed. Empty slices with only occupied cells would be
     # skipped as whole windows, so `all_slices` goes with `all_cells`.
@@ -190,9 +190,9 @@ def compute_map(way: Way, bundle: Bundle, backend: Backend, scan: Path) -> tuple
     return draw(scores, places[kept], stack, calibration.sigma) * np.float32(calibration.gain), times
 
 
-def _with_all_slices(stack: SliceStack, volume: Volume, how: Literal["robust", "minmax"]) -> SliceStack:
-    grid = stack.placement.grid
-    slices = stack.placement.to_canonical(normalise(volume.data, stack.brain, how))
+def _with_all_slices(stack: SliceStack, volume: Volume, spec: ModelSpec) -> SliceStack:
+    grid = spec.grid
+    slices = stack.placement.to_canonical(normalise(volume.data, stack.brain, spec.normalisation), thick=spec.thick)
     occupancy = np.zeros((grid.windows, *stack.occupancy.shape[1:]), np.float32)
     occupancy[stack.first : stack.first + len(stack.occupancy)] = stack.occupancy
     return SliceStack(slices, occupancy, 0, stack.placement, stack.brain)

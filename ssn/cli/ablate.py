@@ -74,7 +74,7 @@ def ablate(
         from ssn.train.presets import preset as settings
 
         config, options = settings(preset)
-        config = replace(config, pool=pool or config.pool)
+        config = config.pooled(pool) if pool else config
         options = replace(options, epochs=epochs or options.epochs, batch=batch or options.batch)
         weights = encoder_weights if encoder_weights in ("imagenet", "none") else Path(encoder_weights)
         arms = plan_arms([q.value for q in dict.fromkeys(question)], config, options, weights, tuned)  # type: ignore[arg-type]

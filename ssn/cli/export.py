@@ -42,6 +42,7 @@ def onnx(
         import json
 
         from ssn.core.errors import DataError
+        from ssn.core.volume import read_volume
         from ssn.export.onnx import export_bundle
         from ssn.runtime.backend import plan_batches
         from ssn.runtime.packaged import DEMO_VOLUME
@@ -59,7 +60,8 @@ def onnx(
                 raise DataError(f"{accuracy}: is not a result of ssn-bench accuracy ({error})") from error
         real = []
         for path in check_on or [DEMO_VOLUME]:
-            batches = list(plan_batches(stack_for(detector.network, path), detector.config.occupancy, SLICES_AT_ONCE))
+            stack = stack_for(detector.network, read_volume(path))
+            batches = list(plan_batches(stack, detector.config.occupancy, SLICES_AT_ONCE))
             real.append(batches[len(batches) // 2])
         bundle = export_bundle(
             detector,

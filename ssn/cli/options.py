@@ -23,11 +23,11 @@ DeviceOption = Annotated[
 ]
 
 PoolOption = Annotated[
-    Literal["mean", "max", "attention", "slab", "middle"] | None,
+    Literal["mean", "max", "attention", "slab", "middle", "none"] | None,
     typer.Option(
         "--pool",
         help="How three slices become one: their features' mean (published), max or attention, or, before the "
-        "encoder, their images' mean (slab) or the middle one; the preset's if not given.",
+        "encoder, their images' mean (slab) or the middle one; none keeps each slice. The preset's if not given.",
     ),
 ]
 
@@ -39,6 +39,7 @@ BackendOption = Annotated[
     typer.Option("--backend", help="What computes; auto takes the best that is here."),
 ]
 BatchOption = Annotated[
-    int | None, typer.Option("--batch", help="Slices at once: bounds memory; the backend's own if not given.", min=3)
+    int | None,
+    typer.Option("--batch", help="1 mm slices at once: bounds memory; the backend's own if not given.", min=3),
 ]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", help="CPU threads; all cores if not given.", min=1)]

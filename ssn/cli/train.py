@@ -105,7 +105,7 @@ def fit(
             raise OutputError(f"{output}: holds a checkpoint; use --resume to go on with it, or another folder")
         cases = open_split(data, "train", layout, contrast)
         config, options = settings(preset)
-        config = replace(config, pool=pool or config.pool)
+        config = config.pooled(pool) if pool else config
         given = {
             "epochs": epochs, "batch": batch, "learning_rate": learning_rate,
             "noise": noise, "share": share, "mix": mix, "anomalies": anomalies, "precision": precision,

@@ -1,7 +1,7 @@
 """The model bundle: a folder whose every file is checked against its hash before it is used.
 
 bundle.json       what the model is, and the size and SHA-256 of the other files
-encoder.onnx      slices [N,1,H,W] -> features [N/window,C,G,G]
+encoder.onnx      slices [N,1,H,W] -> features [N/S,C,G,G]; S slices a window, 1 where they are thick
 flow.onnx         features, places [L], first [1] -> log_likelihood [L]
 calibration.npz   what healthy volumes look like to it
 """
@@ -19,11 +19,13 @@ from typing import Any
 
 from ssn.core.calibration_file import pack_calibration, unpack_calibration
 from ssn.core.errors import BundleError, OutputError
-from ssn.core.geometry import GridConfig
+from ssn.core.geometry import GridConfig, ThickSlice
 from ssn.core.hashed_files import file_entry, read_hashed
 from ssn.core.intensity import Normalisation
 from ssn.core.onnx_data import has_external_data
 from ssn.core.scoring import Calibration
+from ssn.core.slices import SliceStack, cut_slices
+from ssn.core.volume import Volume
 
 SCHEMA = 1
 MANIFEST_FILE, CALIBRATION_FILE = "bundle.json", "calibration.npz"
@@ -42,6 +44,7 @@ class ModelSpec:
     cells : map cells a row (G)
     features : channels between encoder and flow (C)
     occupancy : a map cell is computed when this share of it is brain
+    thick : how a window becomes the one slice that the encoder sees; None: it sees all of them
     """
 
     name: str
@@ -51,6 +54,16 @@ class ModelSpec:
     cells: int
     features: int
     occupancy: float
+    thick: ThickSlice | None = None
+
+    @property
+    def slices_a_window(self) -> int:
+        """Slices that the encoder sees of a window."""
+        return 1 if self.thick else self.grid.window
+
+    def cut(self, volume: Volume) -> SliceStack:
+        """Cut a volume into what the encoder sees; raises VolumeError if it is not a usable brain."""
+        return cut_slices(volume, self.grid, self.cells, self.normalisation, self.thick)
 
 
 @dataclass(frozen=True)
@@ -141,6 +154,8 @@ def _check_spec(spec: ModelSpec) -> None:
         raise ValueError(f"normalisation {spec.normalisation!r} is unknown")
     if not (0 < spec.cells <= spec.grid.plane and spec.grid.plane % spec.cells == 0):
         raise ValueError(f"{spec.cells} cells do not divide the plane")
+    if spec.thick not in (None, "slab", "middle"):
+        raise ValueError(f"thick slice {spec.thick!r} is unknown")
     if not 0 <= spec.occupancy <= 1 or spec.features < 1:
         raise ValueError("occupancy or features is out of range")
 

@@ -8,6 +8,7 @@ scanner's grid, and the map comes back on exactly the voxels that were read.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil
 from typing import Literal, TypeVar
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 
 Matrix = NDArray[np.float32]
 Border = Literal["symmetric", "zero"]
+_SLAB = 16  # native voxels: some MB of a map
+ThickSlice = Literal["slab", "middle"]  # made of a window of slices: their mean, or the middle one
 _Real = TypeVar("_Real", np.float32, np.float64)
 
 
@@ -56,6 +59,11 @@ def inward_matrix(axis: AxisMap, start: int, stop: int) -> Matrix:
     weights /= weights.sum(1, keepdims=True)
     weights[(places < -0.5) | (places > axis.native - 0.5)] = 0
     return weights.astype(np.float32)
+
+
+def row_means(matrix: Matrix, count: int) -> Matrix:
+    """(R / count, C) means of each `count` rows: resampling and averaging at once."""
+    return matrix.reshape(-1, count, matrix.shape[1]).mean(1)
 
 
 def _linear_rows(places: NDArray[np.floating], size: int) -> NDArray[np.float64]:
@@ -174,39 +182,70 @@ class Placement:
     grid: GridConfig
     axes: tuple[AxisMap, AxisMap, AxisMap]
 
-    def to_canonical(self, volume: NDArray[np.float32], first: int = 0, stop: int | None = None) -> NDArray[np.float32]:
+    def _inward(self, first: int, stop: int) -> tuple[Matrix, Matrix, Matrix]:
+        """Matrices of x, y and z that bring a volume to the slices of windows `first` to `stop` - 1."""
+        grid = self.grid
+        x, y, z = self.axes
+        return (
+            inward_matrix(x, 0, grid.plane),
+            inward_matrix(y, 0, grid.plane),
+            inward_matrix(z, first * grid.window, stop * grid.window),
+        )
+
+    def to_canonical(
+        self,
+        volume: NDArray[np.float32],
+        first: int = 0,
+        stop: int | None = None,
+        thick: ThickSlice | None = None,
+    ) -> NDArray[np.float32]:
         """Resample (X, Y, Z) to the slices of windows `first` to `stop` - 1.
 
         Returns
         -------
         (D, H, W) float32
-            Axial slices; rows are y, columns are x. D = (stop - first) * window.
+            Axial slices; rows are y, columns are x. D = (stop - first) * window, or one a window where `thick`.
         """
-        grid = self.grid
-        stop = grid.windows if stop is None else stop
-        x, y, z = self.axes
-        matrices = (
-            inward_matrix(x, 0, grid.plane),
-            inward_matrix(y, 0, grid.plane),
-            inward_matrix(z, first * grid.window, stop * grid.window),
-        )
+        window = self.grid.window
+        x, y, z = self._inward(first, self.grid.windows if stop is None else stop)
+        if thick is not None:
+            z = row_means(z, window) if thick == "slab" else z[window // 2 :: window]
+        return np.ascontiguousarray(apply_separable(volume, (x, y, z)).transpose(2, 1, 0))
+
+    def cell_means(self, volume: NDArray[np.float32], first: int, stop: int, cells: int) -> NDArray[np.float32]:
+        """Means (stop - first, cells, cells) over the map cells of (X, Y, Z) in windows `first` to `stop` - 1."""
+        x, y, z = self._inward(first, stop)
+        step = self.grid.plane // cells
+        matrices = (row_means(x, step), row_means(y, step), row_means(z, self.grid.window))
         return np.ascontiguousarray(apply_separable(volume, matrices).transpose(2, 1, 0))
 
-    def to_native(self, cells: NDArray[np.float32], first: int, sigma: float) -> NDArray[np.float32]:
-        """Upsample and smooth map cells (W, G, G) that begin at window `first` to the native grid (X, Y, Z).
+    def native_slabs(
+        self, maps: NDArray[np.float32], first: int, sigma: float
+    ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """Upsample and smooth maps (n, W, G, G) that begin at window `first`, a slab of the native grid at a time.
 
-        `sigma` is the Gaussian's, in canonical voxels.
+        A whole map in the native grid is as large as the volume; whoever combines several needs no more than a slab
+        of each.
+
+        Parameters
+        ----------
+        sigma : of the Gaussian, in canonical voxels
+
+        Yields
+        ------
+        Native indices along x, and the maps there (n, x, Y, Z).
         """
         grid = self.grid
-        x, y, z = self.axes
-        count, rows, columns = cells.shape
-        span = (first * grid.window, (first + count) * grid.window)
-        matrices = (
-            outward_matrix(x, 0, grid.plane, columns, sigma),
-            outward_matrix(y, 0, grid.plane, rows, sigma),
-            outward_matrix(z, *span, count, sigma),
+        count, rows, columns = maps.shape[1:]
+        x, y, z = (
+            outward_matrix(self.axes[0], 0, grid.plane, columns, sigma),
+            outward_matrix(self.axes[1], 0, grid.plane, rows, sigma),
+            outward_matrix(self.axes[2], first * grid.window, (first + count) * grid.window, count, sigma),
         )
-        return apply_separable(cells.transpose(2, 1, 0), matrices)
+        planes = np.matmul(np.matmul(y, maps.transpose(3, 0, 2, 1)), z.T)  # (G, n, Y, Z)
+        for start in range(0, len(x), _SLAB):
+            slab = slice(start, min(start + _SLAB, len(x)))
+            yield slab, (x[slab] @ planes.reshape(columns, -1)).reshape(-1, *planes.shape[1:]).swapaxes(0, 1)
 
     def windows_with(self, brain: NDArray[np.bool_]) -> tuple[int, int]:
         """First and one-past-last window with brain (X, Y, Z) in them."""

@@ -30,7 +30,9 @@ def normalise(
 ) -> NDArray[np.float32]:
     """Scale (X, Y, Z) to 0..1, clipped; with `robust`, background becomes 0."""
     low, high = intensity_range(data, brain, mode)
-    scaled = ((data - np.float32(low)) / np.float32(max(high - low, 1e-12))).clip(0, 1)
+    scaled = data - np.float32(low)
+    scaled /= np.float32(max(high - low, 1e-12))
+    scaled.clip(0, 1, out=scaled)
     if mode == "robust":
         scaled *= brain
     return scaled

@@ -70,12 +70,11 @@ def smooth_map(
     cells = np.zeros((2, windows * rows * columns), np.float32)
     index = places - stack.first * rows * columns
     cells[0, index], cells[1, index] = values, 1
-    value, weight = (
-        stack.placement.to_native(plane.reshape(windows, rows, columns), stack.first, sigma) for plane in cells
-    )
-    result = np.zeros_like(value)
-    # A voxel out of reach of every occupied cell has no evidence either way: 0.
-    np.divide(value, weight, out=result, where=stack.brain & (weight > 0.02))
+    result = np.zeros(stack.brain.shape, np.float32)
+    maps = cells.reshape(2, windows, rows, columns)
+    for slab, (value, weight) in stack.placement.native_slabs(maps, stack.first, sigma):
+        # A voxel out of reach of every occupied cell has no evidence either way: 0.
+        np.divide(value, weight, out=result[slab], where=stack.brain[slab] & (weight > 0.02))
     return result
 
 
@@ -87,7 +86,9 @@ def anomaly_map(
 ) -> NDArray[np.float32]:
     """Calibrated anomaly map (X, Y, Z): z-score against healthy volumes, 0 outside the brain."""
     scores = cell_scores(log_likelihood, places, calibration)
-    return smooth_map(scores, places, stack, calibration.sigma) * np.float32(calibration.gain)
+    result = smooth_map(scores, places, stack, calibration.sigma)
+    result *= np.float32(calibration.gain)
+    return result
 
 
 def volume_score(score_map: NDArray[np.float32], brain: NDArray[np.bool_], zooms: tuple[float, float, float]) -> float:

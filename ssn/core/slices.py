@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ssn.core.geometry import GridConfig, Placement
+from ssn.core.geometry import GridConfig, Placement, ThickSlice
 from ssn.core.intensity import Normalisation, normalise
 from ssn.core.pose import find_brain, place
 from ssn.core.volume import Volume
@@ -20,8 +20,8 @@ class SliceStack:
     Attributes
     ----------
     slices : (D, H, W) float32
-        Normalised axial slices of windows `first` to `first` + D / window - 1.
-    occupancy : (D / window, G, G) float32
+        Normalised axial slices of windows `first` to `first` + W - 1: all of each, or one thick one.
+    occupancy : (W, G, G) float32
         Share of each map cell that is brain.
     first : int
         First window in the canonical grid's depth.
@@ -35,6 +35,18 @@ class SliceStack:
     placement: Placement
     brain: NDArray[np.bool_]
 
+    @property
+    def slices_a_window(self) -> int:
+        """Slices that the encoder sees of a window: 1 where they are thick."""
+        return len(self.slices) // len(self.occupancy)
+
+    def thickened(self, kind: ThickSlice | None) -> SliceStack:
+        """Return what `cut_slices` gives with `thick=kind`, made of the slices of a stack that was cut without."""
+        if kind is None:
+            return self
+        windows = self.slices.reshape(len(self.occupancy), -1, *self.slices.shape[1:])
+        return replace(self, slices=windows.mean(1) if kind == "slab" else windows[:, windows.shape[1] // 2])
+
     def occupied_places(self, occupancy: float) -> NDArray[np.int64]:
         """Places (L,), ascending, of the map cells of which a share of at least `occupancy` is brain.
 
@@ -44,13 +56,20 @@ class SliceStack:
         return np.flatnonzero(self.occupancy >= occupancy) + self.first * cells
 
 
-def cut_slices(volume: Volume, grid: GridConfig, cells: int, normalisation: Normalisation = "robust") -> SliceStack:
+def cut_slices(
+    volume: Volume,
+    grid: GridConfig,
+    cells: int,
+    normalisation: Normalisation = "robust",
+    thick: ThickSlice | None = None,
+) -> SliceStack:
     """Find the brain, place it, normalise and resample it.
 
     Parameters
     ----------
     cells : int
         Map cells a row (G): the encoder's finest feature grid; it divides `grid.plane`.
+    thick : make one slice of each window: their mean ("slab") or the "middle" one
 
     Raises
     ------
@@ -60,8 +79,6 @@ def cut_slices(volume: Volume, grid: GridConfig, cells: int, normalisation: Norm
     brain = find_brain(volume)
     placement = place(volume, brain, grid)
     first, stop = (0, grid.windows) if grid.paper else placement.windows_with(brain)
-    slices = placement.to_canonical(normalise(volume.data, brain, normalisation), first, stop)
-    inside = placement.to_canonical(brain.astype(np.float32), first, stop)
-    step = grid.plane // cells
-    shape = (stop - first, grid.window, cells, step, cells, step)
-    return SliceStack(slices, inside.reshape(shape).mean((1, 3, 5)), first, placement, brain)
+    slices = placement.to_canonical(normalise(volume.data, brain, normalisation), first, stop, thick)
+    occupancy = placement.cell_means(brain.astype(np.float32), first, stop, cells)
+    return SliceStack(slices, occupancy, first, placement, brain)

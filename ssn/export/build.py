@@ -141,11 +141,11 @@ def _build_both(
 ) -> dict[str, BuiltEngine]:
     """Build encoder and flow; the flow's build goes on with the encoder's timing cache."""
     spec = bundle.spec
-    window, plane, cells = spec.grid.window, spec.grid.plane, spec.cells
+    plane, cells = spec.grid.plane, spec.cells
     encoder, flow = "slices", ("features", "places")
 
     def slices(count: int) -> tuple[int, ...]:
-        return (count * window, 1, plane, plane)
+        return (count * spec.slices_a_window, 1, plane, plane)
 
     def features(count: int) -> tuple[int, ...]:
         return (count, spec.features, cells, cells)

@@ -9,7 +9,8 @@ METHOD.md, 'Details', Export. One block of FrEIA, with x = [x1 | x2], condition 
 
 Everything but x is known in advance: W1 [x1 | c] + b1 = W1x x1 + (W1c c + b1), whose bracket is a table
 with one row a place; 0.1 goes into W2 and b2; R (g u + o) = (R diag g) u + R o is one Linear; sum(log g) is
-one number for all blocks together.
+one number for all blocks together. After the last block only |y|^2 is asked for, which no rotation changes: its R
+is left out.
 """
 
 import math
@@ -35,7 +36,8 @@ class FoldedFlow(nn.Module):
     def __init__(self, flow: ConditionalFlow) -> None:
         super().__init__()
         features = flow.config.features
-        self.blocks = nn.ModuleList(_FoldedBlock(block) for block in flow.inn)
+        end = len(flow.inn) - 1
+        self.blocks = nn.ModuleList(_FoldedBlock(block, last=at == end) for at, block in enumerate(flow.inn))
         # Per dimension: the blocks' global log-determinants, and the normal distribution's own constant.
         log_scales = torch.stack([_global_scale(block).log().sum() for block in flow.inn]).sum()
         # A number and not a buffer, because `half()` would round a buffer.
@@ -84,21 +86,21 @@ class _FoldedBlock(nn.Module):
     condition_weight: Tensor
     condition_bias: Tensor
 
-    def __init__(self, block: AllInOneBlock) -> None:
+    def __init__(self, block: AllInOneBlock, *, last: bool = False) -> None:
         super().__init__()
         self.splits: list[int] = list(block.splits)
         self.clamp = float(block.clamp)
-        first, last = block.subnet[0], block.subnet[2]
+        inner, outer = block.subnet[0], block.subnet[2]
         passive, active = self.splits
-        self.first = _linear(first.weight[:, :passive], None)
-        self.register_buffer("condition_weight", first.weight[:, passive:].detach().clone())
-        self.register_buffer("condition_bias", first.bias.detach().clone())
-        self.log_scale = _linear(0.1 * last.weight[:active], 0.1 * last.bias[:active])
-        self.shift = _linear(0.1 * last.weight[active:], 0.1 * last.bias[active:])
+        self.first = linear(inner.weight[:, :passive], None)
+        self.register_buffer("condition_weight", inner.weight[:, passive:].detach().clone())
+        self.register_buffer("condition_bias", inner.bias.detach().clone())
+        self.log_scale = linear(0.1 * outer.weight[:active], 0.1 * outer.bias[:active])
+        self.shift = linear(0.1 * outer.weight[active:], 0.1 * outer.bias[active:])
         # Multiplied in float64, so that folding itself costs no accuracy.
         rotation, scale = block.w_perm.detach().double(), _global_scale(block)
         offset = block.global_offset.detach().double().flatten()
-        self.rotation = _linear(rotation * scale, rotation @ offset)
+        self.outward = _Scaling(scale, offset) if last else linear(rotation * scale, rotation @ offset)
 
     def condition_table(self, code: Tensor) -> Tensor:
         return F.linear(code, self.condition_weight, self.condition_bias)
@@ -111,7 +113,22 @@ class _FoldedBlock(nn.Module):
         active = active * torch.exp(log_scale) + self.shift(hidden)
         share = self.splits[1] / sum(self.splits)  # mean over the active half -> sum over C
         log_det = share * log_scale.float().mean(dim=-1)
-        return self.rotation(torch.cat([passive, active], dim=-1)), log_det
+        return self.outward(torch.cat([passive, active], dim=-1)), log_det
+
+
+class _Scaling(nn.Module):
+    """g u + o, of each dimension by itself."""
+
+    scale: Tensor
+    offset: Tensor
+
+    def __init__(self, scale: Tensor, offset: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("scale", scale.float())
+        self.register_buffer("offset", offset.float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale + self.offset
 
 
 def _global_scale(block: AllInOneBlock) -> Tensor:
@@ -120,10 +137,11 @@ def _global_scale(block: AllInOneBlock) -> Tensor:
     return activated.flatten()
 
 
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """Make a Linear of weight (out, in) and bias (out,), rounded to FP32."""
+    result = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     with torch.no_grad():
-        linear.weight.copy_(weight)
+        result.weight.copy_(weight)
         if bias is not None:
-            linear.bias.copy_(bias)
-    return linear
+            result.bias.copy_(bias)
+    return result

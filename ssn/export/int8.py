@@ -31,14 +31,12 @@ class _Slices(CalibrationDataReader):  # type: ignore[misc]
 
 
 def sensitive_convolutions(encoder: ModelProto) -> set[str]:
-    """Names of the convolutions whose 8-bit error ruins the map: the first few, and the whitening.
+    """Names of the convolutions whose 8-bit error ruins the map: the first few.
 
-    The first ones' few channels carry the image that all others are made from. The whitening multiplies
-    directions in which features hardly vary until they vary like all others, and an 8-bit error with them.
+    Their few channels carry the image that all others are made from.
     """
-    features = {value.name for value in encoder.graph.output}
     found = [node for node in encoder.graph.node if node.op_type == "Conv"]
-    return {node.name for index, node in enumerate(found) if index < _EARLY or features & set(node.output)}
+    return {node.name for node in found[:_EARLY]}
 
 
 def quantise(

@@ -90,16 +90,14 @@ def _strip(model: onnx.ModelProto) -> None:
 
 def export_graphs(detector: Detector) -> dict[str, bytes]:
     """Export encoder and flow of a detector."""
-    grid, cells = detector.config.grid, detector.network.cells
+    plane, cells, each = detector.config.grid.plane, detector.network.cells, detector.config.slices_a_window
     windows = 4
-    slices = torch.zeros(windows * grid.window, 1, grid.plane, grid.plane)
+    slices = torch.zeros(windows * each, 1, plane, plane)
     features = torch.zeros(windows, detector.network.channels, cells, cells)
     places = torch.arange(7)
     count, places_count, window_count = (torch.export.Dim(name) for name in ("windows", "L", "W"))
     return {
-        ENCODER_FILE: to_onnx(
-            detector.network, (slices,), ["slices"], "features", {"slices": {0: grid.window * count}}
-        ),
+        ENCODER_FILE: to_onnx(detector.network, (slices,), ["slices"], "features", {"slices": {0: each * count}}),
         FLOW_FILE: to_onnx(
             FlowGraph(detector),
             (features, places, torch.zeros(1, dtype=torch.int64)),
@@ -139,11 +137,11 @@ def measure_parity(
 
 def random_batches(detector: Detector) -> list[Batch]:
     """Noise in slices of some windows, and every third of their cells."""
-    grid, cells = detector.config.grid, detector.network.cells
+    grid, cells, each = detector.config.grid, detector.network.cells, detector.config.slices_a_window
     rng = np.random.default_rng(0)
     batches = []
     for first, windows in ((0, 1), (min(5, grid.windows - 3), 3)):
-        slices = rng.random((grid.window * windows, 1, grid.plane, grid.plane), np.float32)
+        slices = rng.random((each * windows, 1, grid.plane, grid.plane), np.float32)
         batches.append(Batch(slices, first * cells**2 + np.arange(0, windows * cells**2, 3), first))
     return batches
 
@@ -191,6 +189,7 @@ def export_bundle(
         cells=network.cells,
         features=network.channels,
         occupancy=config.occupancy,
+        thick=config.thick,
     )
     record = {
         "version": __version__,

@@ -19,7 +19,7 @@ from ssn.core.bundle import Bundle
 from ssn.core.errors import DataError
 from ssn.core.metrics import voxel_auroc
 from ssn.core.scoring import anomaly_map
-from ssn.core.slices import SliceStack, cut_slices
+from ssn.core.slices import SliceStack
 from ssn.core.volume import read_volume
 from ssn.runtime.backend import DEFAULT_BATCH, Backend, StageTimes, run_batches
 
@@ -124,7 +124,7 @@ def prepare(bundle: Bundle, path: Path, mask: Path | None = None) -> Sample:
         If they have different shapes, or scikit-learn isn't installed.
     """
     volume, spec = read_volume(path), bundle.spec
-    stack = cut_slices(volume, spec.grid, spec.cells, spec.normalisation)
+    stack = spec.cut(volume)
     lesion = None
     if mask is not None:
         if find_spec("sklearn") is None:
@@ -225,10 +225,10 @@ def excerpt(samples: Sequence[Sample], reference: Sequence[Answer], given: Seque
     cells = stack.occupancy[0].size
     at = int(reference[worst].places[errors[worst].argmax()]) // cells - stack.first
     start = min(max(at - windows // 2, 0), max(len(stack.occupancy) - windows, 0))
-    window = stack.placement.grid.window
+    each = stack.slices_a_window
     part = replace(
         stack,
-        slices=stack.slices[start * window : (start + windows) * window],
+        slices=stack.slices[start * each : (start + windows) * each],
         occupancy=stack.occupancy[start : start + windows],
         first=stack.first + start,
     )

@@ -17,7 +17,7 @@ def torch_log_likelihood(
     detector: Detector, slices: NDArray[np.float32], places: NDArray[np.int64], first: int
 ) -> NDArray[np.float32]:
     """Log-likelihood per dimension (L,) at places (L,) of slices (N, 1, H, W), whose first window is `first`."""
-    raw = detector.network.raw(torch.from_numpy(slices)).permute(0, 2, 3, 1).flatten(0, 2)
+    raw = detector.network(torch.from_numpy(slices)).permute(0, 2, 3, 1).flatten(0, 2)
     wanted = torch.from_numpy(places)
     values: NDArray[np.float32] = detector.log_likelihood(
         raw[wanted - first * detector.network.cells**2], wanted

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from ssn.core.slices import SliceStack
 
-DEFAULT_BATCH = 6  # slices, on a CPU: docs/performance.md has the measurement
+# A batch is counted in slices of the grid, three a window, whether the encoder sees all three or one thick one.
+DEFAULT_BATCH = 6  # on a CPU: docs/performance.md has the measurement
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Batch:
 
     Attributes
     ----------
-    slices : (N, 1, H, W) float32, a view
+    slices : (N, 1, H, W) float32, a view: what the encoder sees
     places : (L,) int64, canonical places of the map cells with brain in them
     first : canonical window of the first slice
     """
@@ -72,11 +73,11 @@ class Backend(Runs, Protocol):
 
 
 def plan_batches(stack: SliceStack, occupancy: float, slices: int) -> Iterator[Batch]:
-    """Split a stack into batches of at most `slices` slices; windows without an occupied cell are left out.
+    """Split a stack into batches of at most `slices` slices of the grid; windows without an occupied cell are left out.
 
     Places come in ascending order, so that concatenated results are in ascending order as well.
     """
-    window = stack.placement.grid.window
+    window, each = stack.placement.grid.window, stack.slices_a_window
     cells = stack.occupancy[0].size
     occupied: NDArray[np.bool_] = stack.occupancy.reshape(-1, cells) >= occupancy
     wanted: NDArray[np.bool_] = np.asarray(occupied.any(1))
@@ -90,7 +91,7 @@ def plan_batches(stack: SliceStack, occupancy: float, slices: int) -> Iterator[B
         while stop < len(wanted) and stop - start < at_once and wanted[stop]:
             stop += 1
         places = np.flatnonzero(occupied[start:stop]) + (stack.first + start) * cells
-        yield Batch(stack.slices[start * window : stop * window, None], places, stack.first + start)
+        yield Batch(stack.slices[start * each : stop * each, None], places, stack.first + start)
         start = stop
 
 
@@ -105,12 +106,12 @@ def run_batches(
     """Places (L,) of a stack and their log-likelihood (L,); `progress` gets the share that is done."""
     if backend.max_slices is not None:
         slices = min(slices, backend.max_slices)
-    window, windows = stack.placement.grid.window, len(stack.occupancy)
+    each, windows = stack.slices_a_window, len(stack.occupancy)
     batches = list(plan_batches(stack, occupancy, slices))  # views: they cost nothing
     values = []
     # Closed before the backend is, also on Ctrl-C: what is queued must end while its buffers are there.
     with closing(backend.run(batches, times)) as results:
         for batch, result in zip(batches, results, strict=True):
             values.append(result)
-            progress((batch.first - stack.first + len(batch.slices) / window) / windows)
+            progress((batch.first - stack.first + len(batch.slices) / each) / windows)
     return np.concatenate([batch.places for batch in batches]), np.concatenate(values)

@@ -15,7 +15,6 @@ from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, Bundle, write_bundle
 from ssn.core.calibrate import HealthyVolume, calibrate
 from ssn.core.errors import DataError, SsnError, VolumeError
 from ssn.core.scoring import Calibration
-from ssn.core.slices import cut_slices
 from ssn.core.volume import Volume, read_volume
 from ssn.runtime.backend import DEFAULT_BATCH, Backend, StageTimes, run_batches
 
@@ -67,7 +66,7 @@ def calibrate_on(
             if volume.sha256 in seen:
                 raise VolumeError(f"{printable(path)}: is the same file as {printable(seen[volume.sha256])}")
             seen[volume.sha256] = path
-            stack = cut_slices(volume, spec.grid, spec.cells, spec.normalisation)
+            stack = spec.cut(volume)
             found = run_batches(backend, stack, spec.occupancy, batch, StageTimes(), advance)
             healthy.append(HealthyVolume.of(volume, stack, *found))
         except VolumeError as error:  # the others are looked at too, so that one run names all that are bad

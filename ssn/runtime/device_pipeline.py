@@ -93,7 +93,7 @@ class DevicePipeline:
     def _allocate(self, number: int) -> Slot:
         cuda, layout, windows = self._cuda, self._layout, self._windows
         places = windows * layout.cells**2
-        shape = (windows * layout.window, 1, layout.plane, layout.plane)
+        shape = (windows * layout.each, 1, layout.plane, layout.plane)
         return Slot(
             number,
             slices=cuda.pinned(shape, layout.slices_dtype),
@@ -149,7 +149,7 @@ class DevicePipeline:
 
     def _shape(self, batch: Batch) -> tuple[int, int]:
         """Windows and places that are computed for a batch: the next sizes up."""
-        windows = bucket(len(batch.slices) // self._layout.window, self._windows, WINDOW_PARTS)
+        windows = bucket(len(batch.slices) // self._layout.each, self._windows, WINDOW_PARTS)
         return windows, bucket(len(batch.places), windows * self._layout.cells**2, PLACE_PARTS)
 
     def _fill(self, slot: Slot, batch: Batch) -> None:

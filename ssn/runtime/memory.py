@@ -24,7 +24,8 @@ class BatchLayout:
 
     Attributes
     ----------
-    window : slices a window
+    window : slices a window, in the grid: what a batch is counted in
+    each : slices of a window that the encoder sees: `window`, or 1 where they are thick
     plane : pixels a side of a slice (H = W)
     cells : map cells a side (G)
     channels : of a feature (C)
@@ -32,6 +33,7 @@ class BatchLayout:
     """
 
     window: int
+    each: int
     plane: int
     cells: int
     channels: int
@@ -41,13 +43,13 @@ class BatchLayout:
     @classmethod
     def of(cls, spec: ModelSpec, slices_dtype: str = "float32", features_dtype: str = "float32") -> BatchLayout:
         """Layout of a bundle's batches."""
-        grid = spec.grid
-        return cls(grid.window, grid.plane, spec.cells, spec.features, slices_dtype, features_dtype)
+        grid, each = spec.grid, spec.slices_a_window
+        return cls(grid.window, each, grid.plane, spec.cells, spec.features, slices_dtype, features_dtype)
 
     @property
     def slice_bytes(self) -> int:
         """Bytes of the slices of one window: one grey channel."""
-        return self.window * self.plane**2 * np.dtype(self.slices_dtype).itemsize
+        return self.each * self.plane**2 * np.dtype(self.slices_dtype).itemsize
 
     @property
     def feature_bytes(self) -> int:

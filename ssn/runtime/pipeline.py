@@ -15,7 +15,6 @@ from ssn.core.bundle import Bundle
 from ssn.core.errors import OutputError
 from ssn.core.scoring import anomaly_map, p_value, volume_score
 from ssn.core.slice_metrics import slice_scores
-from ssn.core.slices import cut_slices
 from ssn.core.volume import Volume, read_volume, write_map
 from ssn.runtime.backend import DEFAULT_BATCH, Backend, Runs, StageTimes, run_batches
 from ssn.runtime.result import Result, as_record
@@ -51,7 +50,7 @@ def infer_volume(
     times.add("read", time.perf_counter() - start)
     start = time.perf_counter()
     spec, calibration = bundle.spec, bundle.calibration
-    stack = cut_slices(volume, spec.grid, spec.cells, spec.normalisation)
+    stack = spec.cut(volume)
     times.add("prepare", time.perf_counter() - start)
     places, values = run_batches(backend, stack, spec.occupancy, batch, times, progress)
     start = time.perf_counter()

@@ -183,7 +183,7 @@ class _Engines:
         """Fix a context's input shapes; returns the bytes that it computes in."""
         layout = self._layout
         shapes: dict[str, tuple[int, ...]] = (
-            {"slices": (windows * layout.window, 1, layout.plane, layout.plane)}
+            {"slices": (windows * layout.each, 1, layout.plane, layout.plane)}
             if name == ENCODER_ENGINE
             else {
                 "features": (windows, layout.channels, layout.cells, layout.cells),

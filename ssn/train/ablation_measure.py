@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ssn.core.calibrate import HealthyVolume, brain_statistics, calibrate, place_statistics
 from ssn.core.scoring import anomaly_map
 from ssn.core.slice_metrics import slice_scores
-from ssn.core.slices import SliceStack, cut_slices
+from ssn.core.slices import SliceStack
 from ssn.core.volume import Volume, read_volume
 from ssn.train.ablation_data import AblationData
 from ssn.train.arms import Arm
@@ -29,7 +29,7 @@ from ssn.train.evaluate import (
     summarise,
     validation_threshold,
 )
-from ssn.train.features import FeatureReader
+from ssn.train.features import FeatureReader, stack_for
 
 RECALL = 0.8  # at which false positives are counted
 SIGMA, RATE = 4.0, 0.005  # of the map's Gaussian in mm, and of healthy voxels above its threshold; calibrate's own
@@ -49,7 +49,7 @@ class Looked:
             self._grid, self._known = (config.grid, cells), {}
         if path not in self._known:
             volume = read_volume(path)
-            stack = cut_slices(volume, config.grid, cells, config.normalisation)
+            stack = stack_for(detector.network, volume)
             nothing = np.zeros((0, 0, 0), np.float32)
             self._known[path] = replace(volume, data=nothing), replace(stack, slices=nothing)
         return self._known[path]

@@ -15,7 +15,6 @@ from torch import Tensor
 _LEAST_BRAIN = 1e-3  # of a neighbourhood, below which its mean fades to 0
 
 SlicePool = Literal["mean", "max", "attention", "none"]
-ThickSlice = Literal["slab", "middle"]
 
 
 def aggregate(
@@ -123,18 +122,6 @@ def pool_slices(features: Tensor, *, window: int, pool: SlicePool) -> Tensor:
         strength = windows.square().mean(dim=2, keepdim=True).sqrt()
         return (windows * strength.softmax(dim=1)).sum(dim=1)
     raise ValueError(f"pool must be 'mean', 'max', 'attention' or 'none', not '{pool}'.")
-
-
-def thick_slices(slices: Tensor, *, window: int, kind: ThickSlice) -> Tensor:
-    """Make one image `[N / window, 1, H, W]` of each window of slices `[N, 1, H, W]`: extension.
-
-    The encoder then looks at a third of the images. "slab" is their mean, as if the scanner had taken slices as
-    thick as a window; "middle" is the middle one alone.
-    """
-    if slices.shape[0] % window:
-        raise ValueError(f"{len(slices)} slices do not fill windows of {window}; pad the volume to a multiple of it.")
-    windows = slices.reshape(-1, window, *slices.shape[1:])
-    return windows.mean(dim=1) if kind == "slab" else windows[:, window // 2]
 
 
 def _adaptive_means(given: int, wanted: int) -> Tensor:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ssn.core.errors import DataError
-from ssn.train.aggregation import SlicePool, ThickSlice
+from ssn.core.geometry import ThickSlice
+from ssn.train.aggregation import SlicePool
 from ssn.train.losses import LossKind
 from ssn.train.network import ModelConfig
 from ssn.train.presets import FitOptions
@@ -103,9 +104,8 @@ def _variants(question: Question, base: Arm, tuned: Path | None) -> dict[str, Ar
                 "tuned during": replace(base, options=together),
             }
         case "aggregation":
-            pools: tuple[SlicePool | ThickSlice, ...] = ("mean", "max", "attention", "slab", "middle")
-            single = model(pool="mean", grid=replace(config.grid, window=1))
-            arms = {pool: model(pool=pool) for pool in pools} | {"none": single}
+            pools: tuple[SlicePool | ThickSlice, ...] = ("mean", "max", "attention", "slab", "middle", "none")
+            arms = {pool: replace(base, config=config.pooled(pool)) for pool in pools}
         case "code":
             plane, depth = config.plane_channels or PLANE_CHANNELS, config.depth_channels or DEPTH_CHANNELS
             codes = {"none": (0, 0), "in-plane": (plane, 0), "in-plane + depth": (plane, depth)}

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from ssn.core import metrics, slice_metrics
 from ssn.core.errors import DataError
 from ssn.core.scoring import Calibration, anomaly_map, volume_score
-from ssn.core.slices import SliceStack, cut_slices
+from ssn.core.slices import SliceStack
 from ssn.core.volume import Volume, read_volume
 from ssn.train.cases import Case
 from ssn.train.checkpoint import Detector
-from ssn.train.features import FeatureReader
+from ssn.train.features import FeatureReader, stack_for
 from ssn.train.masks import read_mask
 
 
@@ -69,8 +69,7 @@ def detector_log_likelihood(
     detector: Detector, volume: Volume, reader: FeatureReader
 ) -> tuple[SliceStack, NDArray[np.int64], NDArray[np.float32]]:
     """Stack, places (L,) and log-likelihood per dimension (L,) of one volume; `reader` is of the detector's network."""
-    config = detector.config
-    stack = cut_slices(volume, config.grid, detector.network.cells, config.normalisation)
+    stack = stack_for(detector.network, volume)
     found = reader.features(volume.path, stack)
     device = detector.network.feature_mean.device
     values = [

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ssn.core.atomic import atomic_path
 from ssn.core.slices import SliceStack, cut_slices
-from ssn.core.volume import read_volume
+from ssn.core.volume import Volume, read_volume
 from ssn.train.folding import folded
 from ssn.train.network import FeatureNetwork
 from ssn.train.pseudo import insert_blobs
@@ -56,10 +56,10 @@ class AlteredFeatures:
     halo: VolumeFeatures
 
 
-def stack_for(network: FeatureNetwork, path: Path) -> SliceStack:
-    """Read a volume and cut it into the network's slices."""
+def stack_for(network: FeatureNetwork, volume: Volume, *, thick: bool = True) -> SliceStack:
+    """Cut a volume into the network's slices; not `thick`, into those that its thick ones are made of."""
     config = network.config
-    return cut_slices(read_volume(path), config.grid, network.cells, config.normalisation)
+    return cut_slices(volume, config.grid, network.cells, config.normalisation, config.thick if thick else None)
 
 
 @torch.inference_mode()
@@ -67,15 +67,15 @@ def compute_features(
     network: FeatureNetwork, stack: SliceStack, windows: NDArray[np.int64] | None = None
 ) -> VolumeFeatures:
     """Run the encoder over a stack, or over some of its windows (n,), and keep the occupied cells."""
-    window = network.config.grid.window
+    each = stack.slices_a_window
     device = network.feature_mean.device
     chosen = np.arange(len(stack.occupancy)) if windows is None else windows
-    slices = stack.slices.reshape(-1, window, *stack.slices.shape[1:])
+    slices = stack.slices.reshape(-1, each, *stack.slices.shape[1:])
     cells = stack.occupancy[0].size
     features, places = [], []
-    for part in np.split(chosen, range(SLICES_AT_ONCE // window, len(chosen), SLICES_AT_ONCE // window)):
+    for part in np.split(chosen, range(SLICES_AT_ONCE // each, len(chosen), SLICES_AT_ONCE // each)):
         batch = torch.from_numpy(slices[part].reshape(-1, 1, *slices.shape[2:])).to(device)
-        rows = network.raw(batch).half().cpu().permute(0, 2, 3, 1).flatten(0, 2)
+        rows = network(batch).half().cpu().permute(0, 2, 3, 1).flatten(0, 2)
         occupied = np.flatnonzero(stack.occupancy[part] >= network.config.occupancy)
         features.append(rows[occupied])
         places.append((part + stack.first)[occupied // cells] * cells + occupied % cells)
@@ -83,7 +83,7 @@ def compute_features(
 
 
 def compute_altered(network: FeatureNetwork, stack: SliceStack, seed: int) -> AlteredFeatures:
-    """Insert pseudo-anomalies into a healthy stack and run the encoder over the windows that they touch."""
+    """Insert pseudo-anomalies into a healthy stack, not thick, and run the encoder over the windows they touch."""
     window, cells = network.config.grid.window, network.cells
     altered, mask = insert_blobs(stack, seed)
     step = network.config.grid.plane // cells
@@ -93,7 +93,7 @@ def compute_altered(network: FeatureNetwork, stack: SliceStack, seed: int) -> Al
     far = np.full(covered.shape, np.inf)
     for index in touched:
         far[index] = distance_transform_edt(covered[index] == 0)
-    found = compute_features(network, altered, touched)
+    found = compute_features(network, altered.thickened(network.config.thick), touched)
     places = found.places.numpy() - stack.first * cells**2
     coverage, distance = covered.ravel()[places], far.ravel()[places]
     blob = np.flatnonzero(coverage >= 0.5)
@@ -143,7 +143,7 @@ class FeatureReader:
         """Features of a volume; `stack` is its slices, where they have been cut already."""
 
         def compute() -> Sequence[Tensor]:
-            found = compute_features(self._network, stack or stack_for(self._network, path))
+            found = compute_features(self._network, stack or stack_for(self._network, read_volume(path)))
             return found.features, found.places
 
         return VolumeFeatures(*self._kept(path, "", ("features", "places"), compute))
@@ -152,7 +152,7 @@ class FeatureReader:
         """Features of a healthy volume with pseudo-anomalies drawn by `seed`."""
 
         def compute() -> Sequence[Tensor]:
-            found = compute_altered(self._network, stack_for(self._network, path), seed)
+            found = compute_altered(self._network, stack_for(self._network, read_volume(path), thick=False), seed)
             return found.blob.features, found.blob.places, found.halo.features, found.halo.places
 
         names = ("blob_features", "blob_places", "halo_features", "halo_places")

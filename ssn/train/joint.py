@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ssn.core.slices import SliceStack
+from ssn.core.volume import read_volume
 from ssn.train.checkpoint import Detector, optimiser_tensors, restore_optimiser, save_checkpoint
 from ssn.train.distributed import Ranks
 from ssn.train.features import stack_for
@@ -60,7 +61,7 @@ def _inserts_blobs(options: FitOptions) -> bool:
 
 
 def _draw_windows(detector: Detector, stack: SliceStack, seed: int, count: int, *, altered: bool) -> _Windows:
-    """Draw windows with brain in them, with pseudo-anomalies where `altered` says so."""
+    """Draw windows with brain in them of a stack that is not thick, with pseudo-anomalies where `altered` says so."""
     window, cells = detector.config.grid.window, detector.network.cells
     coverage = np.zeros(stack.occupancy.shape, np.float32)
     brain = stack.occupancy >= detector.config.occupancy
@@ -68,11 +69,12 @@ def _draw_windows(detector: Detector, stack: SliceStack, seed: int, count: int, 
         stack, mask = insert_blobs(stack, seed)
         step = detector.config.grid.plane // cells
         coverage = mask.reshape(-1, window, cells, step, cells, step).mean((1, 3, 5), dtype=np.float32)
+    stack = stack.thickened(detector.config.thick)
     possible = np.flatnonzero(brain.any((1, 2)))
     chosen = np.random.default_rng(seed).permutation(possible)[:count]
     places = (chosen[:, None] + stack.first) * cells**2 + np.arange(cells**2)
     return _Windows(
-        torch.from_numpy(stack.slices.reshape(-1, window, *stack.slices.shape[1:])[chosen]),
+        torch.from_numpy(stack.slices.reshape(-1, stack.slices_a_window, *stack.slices.shape[1:])[chosen]),
         torch.from_numpy(places),
         torch.from_numpy(brain[chosen].reshape(len(chosen), -1)),
         torch.from_numpy(coverage[chosen].reshape(len(chosen), -1)),
@@ -89,7 +91,7 @@ def _read_round(
     for place, volume in enumerate(volumes):
         count = needed * (place + 1) // len(volumes) - needed * place // len(volumes)
         seed = (options.seed * 100_003 + index) * VOLUMES_A_ROUND + place
-        stack = stack_for(detector.network, paths[volume])
+        stack = stack_for(detector.network, read_volume(paths[volume]), thick=False)
         parts.append(_draw_windows(detector, stack, seed, count, altered=_inserts_blobs(options)))
     windows = _Windows.cat(parts)
     return windows.at(torch.randperm(len(windows.places), generator=generator))
@@ -98,7 +100,7 @@ def _read_round(
 def _step(detector: Detector, windows: _Windows, options: FitOptions, epoch: int, generator: torch.Generator) -> Step:
     """Features of some windows, by the encoder with gradient; cells at a pseudo-anomaly's edge are neither kind."""
     device = detector.network.feature_mean.device
-    raw = detector.network.raw(windows.slices.flatten(0, 1)[:, None].to(device)).permute(0, 2, 3, 1).flatten(0, 2)
+    raw = detector.network(windows.slices.flatten(0, 1)[:, None].to(device)).permute(0, 2, 3, 1).flatten(0, 2)
     places, brain, coverage = windows.places.flatten(), windows.brain.flatten(), windows.coverage.flatten()
     healthy = torch.nonzero(brain & (coverage == 0))[:, 0]
     if not _inserts_blobs(options):

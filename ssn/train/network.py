@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssn.core.geometry import PAPER_GRID, GridConfig
+from ssn.core.geometry import PAPER_GRID, GridConfig, ThickSlice
 from ssn.core.intensity import Normalisation
-from ssn.train.aggregation import SlicePool, ThickSlice, aggregate, thick_slices
+from ssn.train.aggregation import SlicePool, aggregate
 from ssn.train.encoder import COMPACT, PAPER, EncoderConfig, build_encoder
 from ssn.train.flow import ConditionalFlow, FlowConfig, location_code, sincos_code
 
@@ -72,6 +71,26 @@ class ModelConfig:
             encoder=COMPACT, width=None, pool="slab", whiten=True, blocks=4, plane_channels=64, depth_channels=32
         )
 
+    @property
+    def thick(self) -> ThickSlice | None:
+        """How a window becomes one slice before the encoder, where it does."""
+        match self.pool:
+            case "slab" | "middle" as kind:
+                return kind
+            case _:
+                return None
+
+    @property
+    def slices_a_window(self) -> int:
+        """Slices that the encoder sees of a window."""
+        return 1 if self.thick else self.grid.window
+
+    def pooled(self, kind: SlicePool | ThickSlice) -> ModelConfig:
+        """Return the same with three slices made one by `kind`; "none" keeps each slice, as windows of one."""
+        if kind == "none":
+            return replace(self, pool="mean", grid=replace(self.grid, window=1))
+        return replace(self, pool=kind)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)
@@ -84,7 +103,7 @@ class ModelConfig:
 
 
 class FeatureNetwork(nn.Module):
-    """Slices to aggregated features: encoder, aggregation and whitening, all frozen.
+    """Slices to aggregated features: encoder and aggregation; and the whitening of those that the flow sees.
 
     Buffers `feature_mean` (C,) and `whitening` (C, C) are 0 and the identity until the training set has been measured;
     without whitening they stay so, and are not run.
@@ -102,26 +121,19 @@ class FeatureNetwork(nn.Module):
         self.register_buffer("feature_mean", torch.zeros(self.channels))
         self.register_buffer("whitening", torch.eye(self.channels))
 
-    def raw(self, slices: Tensor) -> Tensor:
-        """Map slices (N, 1, H, W) in 0..1 to features before whitening, (N / window, C, G, G)."""
-        config = self.config
-        window, pool = config.grid.window, config.pool
-        match pool:
-            case "slab" | "middle":
-                slices, pool = thick_slices(slices, window=window, kind=pool), "none"
-        brain = (slices > 0).float() if config.brain_only else None
-        return aggregate(self.encoder(slices), width=config.width, window=window, pool=pool, brain=brain)
-
     def forward(self, slices: Tensor) -> Tensor:
-        """Map slices (N, 1, H, W) in 0..1 to features (N / window, C, G, G)."""
-        features = self.raw(slices)
-        if not self.config.whiten:
-            return features
-        weight = self.whitening[:, :, None, None]
-        return F.conv2d(features, weight, -self.whitening @ self.feature_mean)
+        """Map slices (N, 1, H, W) in 0..1 to features before whitening, (N / slices_a_window, C, G, G)."""
+        config = self.config
+        brain = (slices > 0).float() if config.brain_only else None
+        match config.pool:
+            case "slab" | "middle":
+                pool: SlicePool = "none"
+            case of_features:
+                pool = of_features
+        return aggregate(self.encoder(slices), width=config.width, window=config.grid.window, pool=pool, brain=brain)
 
     def whitened(self, features: Tensor) -> Tensor:
-        """Do what `forward` does after `raw`, for features in rows (L, C)."""
+        """Whiten features in rows (L, C): what the flow is trained on."""
         return (features - self.feature_mean) @ self.whitening.T if self.config.whiten else features
 
     def fingerprint(self) -> str:

@@ -14,7 +14,6 @@ from ssn.benchmarks.phantom import write_phantom
 from ssn.cli.bench import app
 from ssn.core.bundle import load_bundle
 from ssn.core.errors import BackendError
-from ssn.core.slices import cut_slices
 from ssn.core.volume import read_volume
 from ssn.runtime.backend import StageTimes, plan_batches
 from ssn.runtime.cuda import find_device
@@ -65,7 +64,7 @@ def test_the_torch_reference_computes_what_the_bundle_computes(tiny_detector, ti
 
     bundle = load_bundle(tiny_bundle)
     scan = write_phantom(tmp_path / "phantom.nii.gz", zoom=4.0)
-    stack = cut_slices(read_volume(scan), bundle.spec.grid, bundle.spec.cells, bundle.spec.normalisation)
+    stack = bundle.spec.cut(read_volume(scan))
     batches = list(plan_batches(stack, bundle.spec.occupancy, 9))[3:5]
     given = TorchDetector(tiny_detector, torch.float32, device="cpu").run(batches)
     with OnnxRuntimeBackend(bundle) as backend:

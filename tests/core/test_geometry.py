@@ -38,8 +38,11 @@ def test_one_matrix_an_axis_equals_trilinear_upsampling_then_scipys_gaussian():
     expected = ndimage.gaussian_filter(upsampled, 4.0)
     axes = tuple(AxisMap(n, 1.0, 0.0) for n in (192, 192, 96))
     grid = GridConfig(plane=192, depth=96)
-    result = Placement(grid, axes).to_native(cells, 0, 4.0).transpose(2, 1, 0)
-    np.testing.assert_allclose(result, expected, atol=1e-4)
+    slabs = list(Placement(grid, axes).native_slabs(np.stack([cells, 2 * cells]), 0, 4.0))
+    assert len(slabs) > 1 and np.array_equal(np.r_[tuple(slab for slab, _ in slabs)], np.arange(192))
+    first, second = np.concatenate([maps for _, maps in slabs], axis=1)
+    np.testing.assert_allclose(first.transpose(2, 1, 0), expected, atol=1e-4)
+    np.testing.assert_allclose(second, 2 * first, atol=1e-4)
 
 
 def test_smoothing_uncrop_and_resampling_in_one_matrix_equal_the_steps_one_by_one():

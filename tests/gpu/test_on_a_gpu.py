@@ -9,7 +9,6 @@ from brains import brain_file
 from ssn.core.bundle import load_bundle
 from ssn.core.engines import find_engines
 from ssn.core.errors import SsnError
-from ssn.core.slices import cut_slices
 from ssn.core.volume import read_volume
 from ssn.runtime.backend import StageTimes, plan_batches, run_batches
 from ssn.runtime.choose import Request, open_backend
@@ -33,7 +32,7 @@ def bundle(tiny_bundle, tmp_path):
 @pytest.fixture
 def stack(bundle, tmp_path):
     spec = bundle.spec
-    return cut_slices(read_volume(brain_file(tmp_path / "scan.nii")), spec.grid, spec.cells, spec.normalisation)
+    return spec.cut(read_volume(brain_file(tmp_path / "scan.nii")))
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ class Graphs:
         layout = self.layout
 
         def compute():
-            slices = array_at(slot.device_slices, (windows * layout.window, 1, layout.plane, layout.plane), np.float32)
+            slices = array_at(slot.device_slices, (windows * layout.each, 1, layout.plane, layout.plane), np.float32)
             self.features(slot, windows)[...] = self.encoder_session.run(None, {"slices": slices})[0]
 
         self.cuda.put(stream, compute)

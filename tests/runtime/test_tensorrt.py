@@ -13,7 +13,6 @@ from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, load_bundle
 from ssn.core.engine_record import ENCODER_ENGINE, FLOW_ENGINE
 from ssn.core.engines import find_engines
 from ssn.core.errors import BackendError, BundleError, MemoryLimitError
-from ssn.core.slices import cut_slices
 from ssn.core.volume import read_volume
 from ssn.runtime import tensorrt
 from ssn.runtime.backend import StageTimes, run_batches
@@ -46,7 +45,7 @@ def entry_for(bundle, **key):
 
 def stack_for(bundle, tmp_path):
     spec = bundle.spec
-    return cut_slices(read_volume(brain_file(tmp_path / "scan.nii")), spec.grid, spec.cells, spec.normalisation)
+    return spec.cut(read_volume(brain_file(tmp_path / "scan.nii")))
 
 
 @pytest.mark.parametrize("switches", [(True, True), (False, False)], ids=["overlap and graphs", "neither"])
