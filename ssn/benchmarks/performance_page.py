@@ -18,20 +18,22 @@ from ssn.benchmarks.tables import (
 
 
 def performance_page(
-    results: Results, *, ratio: float, memory_ratio: float, accuracy: Mapping[str, Any] | None = None
+    results: Results, *, name: str, ratio: float, memory_ratio: float, accuracy: Mapping[str, Any] | None = None
 ) -> str:
-    """Markdown: where it was measured, the claim, each step that was tried, and cohorts."""
-    return "\n\n".join(_parts(results, ratio, memory_ratio, accuracy)) + "\n"
+    """Markdown: where it was measured, the claim, each step that was tried, and cohorts; `name` is the file's."""
+    return "\n\n".join(_parts(results, name, ratio, memory_ratio, accuracy)) + "\n"
 
 
-def _parts(results: Results, ratio: float, memory_ratio: float, accuracy: Mapping[str, Any] | None) -> Iterator[str]:
+def _parts(
+    results: Results, name: str, ratio: float, memory_ratio: float, accuracy: Mapping[str, Any] | None
+) -> Iterator[str]:
     found = next(iter(results.values()))["environment"]
     commits = " and ".join(dict.fromkeys(str(result["environment"]["commit"]) for result in results.values()))
     yield "# Performance"
     yield (
         f"Measured on {found['cpu']}, {found.get('threads', found['cores'])} threads, commit {commits}, with "
-        "`ssn-bench` (`scripts/cpu_suite` runs all of it); this page is made by "
-        "`ssn-bench performance RESULTS -o docs/performance.md`. [bench.md](bench.md) says how it is measured."
+        f"`ssn-bench` (`scripts/cpu_suite` runs all of it){_volume(results)}; this page is made by "
+        f"`ssn-bench performance RESULTS -o docs/{name}`. [bench.md](bench.md) says how it is measured."
     )
     pipelines = [row for row in rows_of(results, "latency") if row.get("group") == "slice pipeline"]
     # Of a pipeline's engines the one whose accuracy is known speaks for it.
@@ -62,6 +64,11 @@ def _parts(results: Results, ratio: float, memory_ratio: float, accuracy: Mappin
         table = accuracy_table(accuracy)
         yield f"## {table.title}"
         yield _markdown(table)
+
+
+def _volume(results: Results) -> str:
+    shape = results.get("latency", {}).get("volume")
+    return f", on a volume of {' x '.join(map(str, shape))}" if shape else ""
 
 
 def _accuracy(row: Mapping[str, Any], accuracy: Mapping[str, Any] | None) -> str:

@@ -68,7 +68,12 @@ def run_latency(suite: Suite, *, minutes: float | None, rounds: int, full: bool,
         for baseline in baselines:
             say(f"exporting {baseline.name}")
             export_baseline(baseline, timed_shape(plan, baseline), suite.work)
-    extra = {"rounds": rounds, "minutes": minutes, "fp32_matmul_gflops": round(matmul_rate_cpu() / 1e9, 1)}
+    extra = {
+        "volume": scan.shape,
+        "rounds": rounds,
+        "minutes": minutes,
+        "fp32_matmul_gflops": round(matmul_rate_cpu() / 1e9, 1),
+    }
     rows = measure_latency(plan, Clock(minutes, count_blocks(plan)), say)
     return _collect(suite, "latency", path, rows, scan, extra)
 

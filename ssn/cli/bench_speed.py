@@ -217,6 +217,7 @@ def performance(
 
         page = performance_page(
             load_results(results),
+            name=output.name,
             ratio=ratio,
             memory_ratio=memory_ratio,
             accuracy=None if accuracy is None else read_json(accuracy),

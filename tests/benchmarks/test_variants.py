@@ -71,7 +71,6 @@ def test_the_first_convolutions_stay_in_fp32(tiny_bundle):
     kept = sensitive_convolutions(encoder)
     convolutions = [node for node in encoder.graph.node if node.op_type == "Conv"]
     assert kept == {node.name for node in convolutions[:6]}
-    assert convolutions[-1].output[0] == "features"
 
 
 def test_a_step_that_changes_the_map_or_the_score_is_marked():
