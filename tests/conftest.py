@@ -46,6 +46,19 @@ def tiny_detector():
 
 
 @pytest.fixture(scope="session")
+def thick_detector(tiny_detector):
+    """The same networks, but the encoder sees the mean of three slices."""
+    from copy import deepcopy
+
+    from ssn.train.checkpoint import Detector
+
+    config = tiny_detector.config.pooled("slab")
+    network = deepcopy(tiny_detector.network)
+    network.config = config
+    return Detector(config, network, tiny_detector.flow, tiny_detector.codes, tiny_detector.record)
+
+
+@pytest.fixture(scope="session")
 def tiny_calibration(tiny_detector):
     from ssn.core.scoring import Calibration
 
@@ -68,4 +81,13 @@ def tiny_bundle(tiny_detector, tiny_calibration, tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("bundles") / "tiny"
     export_bundle(tiny_detector, tiny_calibration, folder, name="tiny", modality="t1")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def thick_bundle(thick_detector, tiny_calibration, tmp_path_factory) -> Path:
+    from ssn.export.onnx import export_bundle
+
+    folder = tmp_path_factory.mktemp("bundles") / "thick"
+    export_bundle(thick_detector, tiny_calibration, folder, name="thick", modality="t1")
     return folder

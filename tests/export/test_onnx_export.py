@@ -4,19 +4,21 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from brains import brain_file
 
 from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, load_bundle
 from ssn.core.errors import ExportError
+from ssn.core.volume import read_volume
 from ssn.export import onnx as exporting
 from ssn.runtime.backend import Batch
 from ssn.train.checkpoint import build_detector
 from ssn.train.network import FeatureNetwork
 
 
-def noise(slices, seed=0, scale=1):
+def noise(slices, seed=0, scale=1, each=3):
     """A batch of noise at the grid's first places."""
     values = np.random.default_rng(seed).random((slices, 1, 192, 192), np.float32) * scale
-    return Batch(values, np.arange(0, slices // 3 * 24**2, 3), 0)
+    return Batch(values, np.arange(0, slices // each * 24**2, 3), 0)
 
 
 def test_onnx_runtime_says_what_torch_says(tiny_detector, tiny_bundle):
@@ -24,6 +26,15 @@ def test_onnx_runtime_says_what_torch_says(tiny_detector, tiny_bundle):
     graphs = {name: bundle.read(name) for name in (ENCODER_FILE, FLOW_FILE)}
     batches = [noise(n, seed) for seed, n in enumerate((3, 6, 12))]
     assert exporting.measure_parity(tiny_detector, graphs, batches) < 1e-4
+
+
+def test_of_thick_slices_the_encoder_takes_one_a_window(thick_detector, thick_bundle, tmp_path):
+    bundle = load_bundle(thick_bundle)
+    assert (bundle.spec.thick, bundle.spec.slices_a_window) == ("slab", 1)
+    graphs = {name: bundle.read(name) for name in (ENCODER_FILE, FLOW_FILE)}
+    assert exporting.measure_parity(thick_detector, graphs, [noise(n, n, each=1) for n in (1, 4)]) < 1e-4
+    stack = bundle.spec.cut(read_volume(brain_file(tmp_path / "scan.nii")))
+    assert len(stack.slices) == len(stack.occupancy)
 
 
 def test_means_over_brain_alone_are_exported(tiny_detector):

@@ -54,15 +54,15 @@ class Graphs:
         self.cuda.put(stream, compute)
 
 
-@pytest.fixture(scope="module")
-def bundle(tiny_bundle):
-    return load_bundle(tiny_bundle)
+@pytest.fixture(scope="module", params=["tiny_bundle", "thick_bundle"])
+def bundle(request):
+    return load_bundle(request.getfixturevalue(request.param))
 
 
 def batches(bundle, counts=(4, 4, 1, 3, 2, 4)):
     spec, rng, first = bundle.spec, np.random.default_rng(1), 2
     for count in counts:
-        slices = rng.random((count * spec.grid.window, 1, spec.grid.plane, spec.grid.plane), np.float32)
+        slices = rng.random((count * spec.slices_a_window, 1, spec.grid.plane, spec.grid.plane), np.float32)
         cells = count * spec.cells**2
         places = np.sort(rng.choice(cells, rng.integers(1, cells // 4), replace=False)) + first * spec.cells**2
         yield Batch(slices, places, first)
