@@ -90,6 +90,7 @@ def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 PANELS = 3  # a row
 _BAR = 0.42  # inches of height
+_SHORT = 0.25  # of the widest bar: a shorter one has no room for its number
 
 
 def draw(path: Path, rows: Sequence[dict[str, Any]], column: str = "auprc") -> None:
@@ -110,20 +111,21 @@ def draw(path: Path, rows: Sequence[dict[str, Any]], column: str = "auprc") -> N
     )  # fmt: skip
     base = next((row[column]["mean"] for row in rows if row["base"]), None)
     places = [max(len(group) for group in line) for line in lines for _ in line]
+    widest = max((row[column]["mean"] or 0 for row in rows), default=0)
     for panel, question, group, most in zip(axes.flat, questions, groups, places, strict=False):
         for place, row in enumerate(group):
             values, mean = row[column]["values"], row[column]["mean"]
             panel.barh(place, mean or 0, color="#4477aa" if row["base"] else "#bbccdd", height=0.7)
             panel.plot(values, [place] * len(values), "o", color="black", markersize=3)
-            if mean is not None:
+            if mean is not None:  # in the bar, or behind the points where that is too short
+                inside = mean > _SHORT * widest
                 panel.text(
-                    0.01,
+                    0 if inside else max(values),
                     place,
-                    f" {mean:.3f}",
+                    f"  {mean:.3f}",
                     va="center",
-                    transform=panel.get_yaxis_transform(),
                     fontsize=8,
-                    color="white" if row["base"] else "black",
+                    color="white" if row["base"] and inside else "black",
                 )
         if base is not None:
             panel.axvline(base, color="#4477aa", linewidth=0.8, linestyle="--")
