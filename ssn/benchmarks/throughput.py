@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,12 +136,12 @@ def measure_slices(
     spec = bundle.spec
     runs: dict[tuple[str, int], Callable[[], object]] = {}
     stack = spec.cut(read_volume(scan.path))
-    counts = [count for count in counts if count <= len(stack.slices)]
+    window = spec.grid.window
+    counts = [count for count in counts if count <= len(stack.occupancy) * window]
     (engine,) = choose_engines(["onnxruntime"])
     with OnnxRuntimeBackend(bundle, threads) as backend:
         for count in counts:
-            windows = count // spec.grid.window
-            part = replace(stack, slices=stack.slices[:count], occupancy=stack.occupancy[:windows])
+            part = stack.part(0, count // window)
             runs[spec.name, count] = partial(run_batches, backend, part, spec.occupancy, DEFAULT_BATCH, StageTimes())
             for baseline in baselines:
                 shape = baseline.input_shape((*scan.shape[:2], count))

@@ -40,6 +40,16 @@ class SliceStack:
         """Slices that the encoder sees of a window: 1 where they are thick."""
         return len(self.slices) // len(self.occupancy)
 
+    def part(self, start: int, stop: int) -> SliceStack:
+        """Return the stack's windows `start` to `stop` - 1, counted from its first."""
+        each = self.slices_a_window
+        return replace(
+            self,
+            slices=self.slices[start * each : stop * each],
+            occupancy=self.occupancy[start:stop],
+            first=self.first + start,
+        )
+
     def thickened(self, kind: ThickSlice | None) -> SliceStack:
         """Return what `cut_slices` gives with `thick=kind`, made of the slices of a stack that was cut without."""
         if kind is None:

@@ -225,14 +225,7 @@ def excerpt(samples: Sequence[Sample], reference: Sequence[Answer], given: Seque
     cells = stack.occupancy[0].size
     at = int(reference[worst].places[errors[worst].argmax()]) // cells - stack.first
     start = min(max(at - windows // 2, 0), max(len(stack.occupancy) - windows, 0))
-    each = stack.slices_a_window
-    part = replace(
-        stack,
-        slices=stack.slices[start * each : (start + windows) * each],
-        occupancy=stack.occupancy[start : start + windows],
-        first=stack.first + start,
-    )
-    return replace(sample, stack=part, lesion=None)
+    return replace(sample, stack=stack.part(start, start + windows), lesion=None)
 
 
 def as_record(samples: Sequence[Sample]) -> list[dict[str, Any]]:

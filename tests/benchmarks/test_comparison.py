@@ -174,12 +174,12 @@ def test_what_is_undecided_is_said_of_time_and_of_each_slice_pipeline():
     assert _undecided(rows, 5.0) == ["a", "b"]
 
 
-def test_networks_are_timed_by_slices_beside_the_slice_pipeline(tmp_path, tiny_bundle):
-    bundle = load_bundle(tiny_bundle)
+def test_networks_are_timed_by_slices_beside_the_slice_pipeline(tmp_path, thick_bundle):
+    bundle = load_bundle(thick_bundle)
     scan = make_scan(tmp_path, (192, 192, 96))
-    found = measure_slices(scan, bundle, SMALL[:1], tmp_path, counts=(6, 12), rounds=3, threads=1)
-    assert set(found) == {"tiny", "narrow"}
-    assert [row["slices"] for row in found["narrow"]] == [row["slices"] for row in found["tiny"]] == [6, 12]
+    found = measure_slices(scan, bundle, SMALL[:1], tmp_path, counts=(6, 48, 480), rounds=3, threads=1)
+    assert set(found) == {"thick", "narrow"}
+    assert [row["slices"] for row in found["narrow"]] == [row["slices"] for row in found["thick"]] == [6, 48]
 
 
 def test_accuracy_is_that_of_what_runs(tiny_bundle):

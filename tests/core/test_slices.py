@@ -40,3 +40,11 @@ def test_a_thick_slice_is_the_mean_of_its_window_or_the_middle_one(volume, stack
     np.testing.assert_array_equal(stack.thickened(kind).slices, expected)
     np.testing.assert_array_equal(thick.occupancy, stack.occupancy)
     assert stack.thickened(None) is stack
+
+
+def test_a_part_of_a_stack_is_some_of_its_windows(stack):
+    for whole in (stack, stack.thickened("slab")):
+        each, part = whole.slices_a_window, whole.part(3, 5)
+        assert (part.first, part.slices_a_window) == (whole.first + 3, each)
+        np.testing.assert_array_equal(part.occupancy, whole.occupancy[3:5])
+        np.testing.assert_array_equal(part.slices, whole.slices[3 * each : 5 * each])
