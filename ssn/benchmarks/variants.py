@@ -164,8 +164,7 @@ def quantised(bundle: Bundle, scan: Path, folder: Path) -> Bundle:
 
     spec = bundle.spec
     stack = spec.cut(read_volume(scan))
-    windows = stack.slices.reshape(-1, stack.slices_a_window, *stack.slices.shape[1:])[::4]
-    chosen = windows.reshape(-1, *stack.slices.shape[1:])
+    chosen = stack.by_window[::4].reshape(-1, *stack.slices.shape[1:])
     encoder = read_model(bundle.read(ENCODER_FILE))
     encoder = quantise(encoder, [chosen], sensitive_convolutions(encoder), symmetric=False)
     graphs = {ENCODER_FILE: encoder.SerializeToString(), FLOW_FILE: bundle.read(FLOW_FILE)}

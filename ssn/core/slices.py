@@ -40,6 +40,11 @@ class SliceStack:
         """Slices that the encoder sees of a window: 1 where they are thick."""
         return len(self.slices) // len(self.occupancy)
 
+    @property
+    def by_window(self) -> NDArray[np.float32]:
+        """The slices by window, (windows, slices_a_window, H, W); a view."""
+        return self.slices.reshape(len(self.occupancy), -1, *self.slices.shape[1:])
+
     def part(self, start: int, stop: int) -> SliceStack:
         """Return the stack's windows `start` to `stop` - 1, counted from its first."""
         each = self.slices_a_window
@@ -54,7 +59,7 @@ class SliceStack:
         """Return what `cut_slices` gives with `thick=kind`, made of the slices of a stack that was cut without."""
         if kind is None:
             return self
-        windows = self.slices.reshape(len(self.occupancy), -1, *self.slices.shape[1:])
+        windows = self.by_window
         return replace(self, slices=windows.mean(1) if kind == "slab" else windows[:, windows.shape[1] // 2])
 
     def occupied_places(self, occupancy: float) -> NDArray[np.int64]:

@@ -70,11 +70,10 @@ def compute_features(
     each = stack.slices_a_window
     device = network.feature_mean.device
     chosen = np.arange(len(stack.occupancy)) if windows is None else windows
-    slices = stack.slices.reshape(-1, each, *stack.slices.shape[1:])
     cells = stack.occupancy[0].size
     features, places = [], []
     for part in np.split(chosen, range(SLICES_AT_ONCE // each, len(chosen), SLICES_AT_ONCE // each)):
-        batch = torch.from_numpy(slices[part].reshape(-1, 1, *slices.shape[2:])).to(device)
+        batch = torch.from_numpy(stack.by_window[part].reshape(-1, 1, *stack.slices.shape[1:])).to(device)
         rows = network(batch).half().cpu().permute(0, 2, 3, 1).flatten(0, 2)
         occupied = np.flatnonzero(stack.occupancy[part] >= network.config.occupancy)
         features.append(rows[occupied])

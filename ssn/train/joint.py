@@ -74,7 +74,7 @@ def _draw_windows(detector: Detector, stack: SliceStack, seed: int, count: int, 
     chosen = np.random.default_rng(seed).permutation(possible)[:count]
     places = (chosen[:, None] + stack.first) * cells**2 + np.arange(cells**2)
     return _Windows(
-        torch.from_numpy(stack.slices.reshape(-1, stack.slices_a_window, *stack.slices.shape[1:])[chosen]),
+        torch.from_numpy(stack.by_window[chosen]),
         torch.from_numpy(places),
         torch.from_numpy(brain[chosen].reshape(len(chosen), -1)),
         torch.from_numpy(coverage[chosen].reshape(len(chosen), -1)),

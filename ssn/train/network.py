@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -125,11 +125,7 @@ class FeatureNetwork(nn.Module):
         """Map slices (N, 1, H, W) in 0..1 to features before whitening, (N / slices_a_window, C, G, G)."""
         config = self.config
         brain = (slices > 0).float() if config.brain_only else None
-        match config.pool:
-            case "slab" | "middle":
-                pool: SlicePool = "none"
-            case of_features:
-                pool = of_features
+        pool = "none" if config.thick else cast("SlicePool", config.pool)
         return aggregate(self.encoder(slices), width=config.width, window=config.grid.window, pool=pool, brain=brain)
 
     def whitened(self, features: Tensor) -> Tensor:
