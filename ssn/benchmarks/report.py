@@ -29,6 +29,7 @@ def build_sections(
     ratio: float,
     memory_ratio: float,
     accuracy: Mapping[str, Any] | None = None,
+    ablation: Sequence[Row] = (),
     charts: bool = True,
 ) -> Iterator[Section]:
     """Yield the report's sections; without `charts` matplotlib is not needed."""
@@ -52,7 +53,7 @@ def build_sections(
                 section.charts.append(bars(drawn, value, unit))
             yield section
     yield from _stage_sections(results, charts)
-    yield from _step_sections(results)
+    yield from _step_sections(results, ablation)
     yield from _throughput_sections(results, charts)
     yield from _roofline_sections(results, charts)
     if accuracy is not None:
@@ -164,12 +165,12 @@ def _stage_sections(results: Results, charts: bool) -> Iterator[Section]:
         yield section
 
 
-def _step_sections(results: Results) -> Iterator[Section]:
-    table = step_table(results)
+def _step_sections(results: Results, ablation: Sequence[Row]) -> Iterator[Section]:
+    table = step_table(results, ablation)
     if table:
         text = (
             'Time from the file to the map, before and after a step. "drops accuracy": the maps correlate with less '
-            "than 0.999, or the volume's score changes by more than 1 %."
+            "than 0.999, the volume's score changes by more than 1 %, or AUPRC falls by more than 0.005."
         )
         yield _section(table, text)
 

@@ -67,13 +67,35 @@ def read_json(path: Path) -> dict[str, Any]:
     ResultsError
         If it is missing or damaged.
     """
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ResultsError(f"{path}: cannot be read as JSON ({error}); measure it again") from error
+    found = _read(path)
     if not isinstance(found, dict):
         raise ResultsError(f"{path}: is no JSON object; measure it again")
     return found
+
+
+def read_ablation(path: Path | None) -> list[dict[str, Any]]:
+    """Read the rows of ssn-train ablate's JSON; none without a path.
+
+    Raises
+    ------
+    ResultsError
+        If it is missing, damaged or another JSON.
+    """
+    if path is None:
+        return []
+    found = _read(path)
+    if not isinstance(found, list) or not all(
+        isinstance(row, dict) and {"question", "arm", "auprc"} <= set(row) for row in found
+    ):
+        raise ResultsError(f"{path}: is no ablation.json of ssn-train ablate")
+    return found
+
+
+def _read(path: Path) -> object:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ResultsError(f"{path}: cannot be read as JSON ({error}); measure it again") from error
 
 
 def rows_of(results: Mapping[str, Mapping[str, Any]], kind: Kind) -> Iterator[dict[str, Any]]:

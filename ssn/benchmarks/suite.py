@@ -79,10 +79,14 @@ def run_latency(suite: Suite, *, minutes: float | None, rounds: int, full: bool,
 
 
 def run_variants(suite: Suite, *, minutes: float | None, say: Say) -> Path:
-    """Measure the steps of the packaged model on the packaged volume, and the main ones of the heavy one."""
+    """Measure the steps of the packaged model on the packaged volume, and the main ones of the heavy one.
+
+    `minutes` are for the times of each model's steps; accuracy takes as long as it takes.
+    """
     from ssn.benchmarks.contenders import slice_bundle
+    from ssn.benchmarks.lesioned import make_lesioned
     from ssn.benchmarks.trained_steps import measure_trained_steps
-    from ssn.benchmarks.variants import heavy_steps, measure_files, measure_variants, steps
+    from ssn.benchmarks.variants import Ground, heavy_steps, measure_files, measure_variants, steps
     from ssn.core.bundle import load_bundle
     from ssn.runtime.packaged import DEFAULT_BUNDLE, DEMO_VOLUME
 
@@ -90,16 +94,18 @@ def run_variants(suite: Suite, *, minutes: float | None, say: Say) -> Path:
     demo, threads = DEMO_VOLUME, suite.threads
 
     def rows() -> Iterator[dict[str, Any]]:
-        bundle = load_bundle(DEFAULT_BUNDLE)
-        yield from measure_variants(bundle, demo, suite.work, steps(threads), minutes=minutes, say=say)
+        say("making volumes with lesions")
+        lesioned = make_lesioned(suite.work / "lesioned", workers=threads)
+        packaged = Ground(load_bundle(DEFAULT_BUNDLE), demo, suite.work, lesioned)
+        yield from measure_variants(packaged, steps(threads), minutes=minutes, say=say)
         say("steps that need another training")
         yield from measure_trained_steps(demo, suite.work, threads=threads)
         yield from measure_files(demo, suite.work)
         if "wide_resnet50_2" in suite.models:
             scan = suite.scan().path
-            wide = slice_bundle("wide_resnet50_2", suite.work, scan)
-            for row in measure_variants(wide, scan, suite.work, heavy_steps(threads), minutes=minutes, say=say):
-                yield row | {"step": f"{wide.spec.name}: {row['step']}"}
+            wide = Ground(slice_bundle("wide_resnet50_2", suite.work, scan), scan, suite.work)
+            for row in measure_variants(wide, heavy_steps(threads), minutes=minutes, say=say):
+                yield row | {"step": f"{row['method']}: {row['step']}"}
 
     return _collect(suite, "variants", path, rows(), Scan(demo, NATIVE), {"minutes": minutes})
 

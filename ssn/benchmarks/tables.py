@@ -47,15 +47,22 @@ def claim_tables(results: Results, model: str, *, ratio: float, memory_ratio: fl
             yield Table(group, (group, "engine", "network", "file to file", "memory"), rows)
 
 
-def step_table(results: Results) -> Table | None:
-    """List each step that makes the product fast, with what it does to accuracy."""
-    rows = [_step(row) for row in rows_of(results, "variants")]
+def step_table(results: Results, ablation: Sequence[Row] = ()) -> Table | None:
+    """List each step that makes the product fast, with what it does to accuracy.
+
+    Parameters
+    ----------
+    ablation : rows of ssn-train ablate's JSON, for the steps that need another training
+    """
+    arms = {(row["question"], row["arm"]): row["auprc"] for row in ablation}
+    rows = [_step(row, arms) for row in rows_of(results, "variants")]
     header = (
         "step",
         "before, s",
         "after, s",
         "faster",
         "accuracy",
+        "AUPRC",
         "map correlation",
         "largest difference, z",
         "score",
@@ -63,24 +70,35 @@ def step_table(results: Results) -> Table | None:
     return Table("Steps on a CPU", header, rows) if rows else None
 
 
-def _step(row: Row) -> list[str]:
+def _step(row: Row, arms: Mapping[tuple[str, str], Row]) -> list[str]:
     if "problem" in row:
-        return [row["step"], "-", "-", f"not measured: {row['problem']}", "-", "-", "-", "-"]
+        return [row["step"], "-", "-", f"not measured: {row['problem']}", *"-----"]
     cells = [
         row["step"],
         f"{row['before']['median_ms'] / 1000:.3f}",
         f"{row['after']['median_ms'] / 1000:.3f}",
         interval(row["faster"]),
+        row.get("accuracy", "same voxels"),
+        _auprc(row, arms),
     ]
     if "map_correlation" not in row:
-        return [*cells, row.get("accuracy", "same voxels"), "-", "-", "-"]
+        return [*cells, *"---"]
     return [
         *cells,
-        row.get("accuracy", "-"),
         f"{row['map_correlation']:.4f}",
         f"{row['largest_map_difference_z']:.3f}",
         f"{row['volume_score_before']:.2f} to {row['volume_score_after']:.2f}",
     ]
+
+
+def _auprc(row: Row, arms: Mapping[tuple[str, str], Row]) -> str:
+    """Before and after a step; of one that needs another training, mean and spread over the ablation's seeds."""
+    if "auprc_before" in row:
+        return f"{row['auprc_before']:.4f} to {row['auprc_after']:.4f}"
+    asked = row.get("ablation", {})
+    found = [arms.get((asked.get("question", ""), asked.get(when, ""))) for when in ("before", "after")]
+    known = [one for one in found if one is not None]
+    return " to ".join(f"{one['mean']:.3f} ± {one['deviation'] or 0:.3f}" for one in known) if len(known) == 2 else "-"
 
 
 def cohort_table(results: Results) -> Table | None:

@@ -1,10 +1,10 @@
-"""Steps that need another training: the same pipeline with one thing as published, both with random weights."""
+"""Steps that need another training: the same pipeline before and after, both with random weights."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,43 @@ from typing import Any
 from ssn.benchmarks.measure import Ratio, Spread, timed_rounds
 from ssn.benchmarks.runners import choose_engines, open_slices
 from ssn.benchmarks.slice_models import ModelName, make_bundle, model_config
-from ssn.benchmarks.variants import Way, compute_map
+from ssn.benchmarks.ways import Way, compute_map
 
-# What the published method has where the compact model has something cheaper.
-PUBLISHED: dict[str, dict[str, Any]] = {
-    "the encoder sees the mean of three slices, not each": {"pool": "mean"},
-    "a flow of 4 blocks, not 8": {"blocks": 8},
-    "location code of 96 channels, not 192": {"plane_channels": 128, "depth_channels": 64},
-}
+
+@dataclass(frozen=True)
+class TrainedStep:
+    """What changes from one configuration to another; a model must be trained for each.
+
+    Attributes
+    ----------
+    before, after : fields of the compact model's configuration that are otherwise
+    question, arms : of `ssn-train ablate`, where its accuracy is: before and after
+    """
+
+    name: str
+    before: dict[str, Any]
+    after: dict[str, Any]
+    question: str
+    arms: tuple[str, str]
+
+
+STEPS = (
+    # From the published method to the compact model.
+    TrainedStep(
+        "the encoder sees the mean of three slices, not each", {"pool": "mean"}, {}, "aggregation", ("mean", "slab")
+    ),
+    TrainedStep("a flow of 4 blocks, not 8", {"blocks": 8}, {}, "flow", ("8 blocks", "4 blocks")),
+    TrainedStep(
+        "location code of 96 channels, not 192",
+        {"plane_channels": 128, "depth_channels": 64},
+        {},
+        "code",
+        ("twice as long", "in-plane + depth"),
+    ),
+    # What it does not do.
+    TrainedStep("flow on 88 principal components, not 176", {}, {"components": 88}, "width", ("full", "88 components")),
+    TrainedStep("flow with hidden layers of 96, not 184", {}, {"hidden": 96}, "width", ("full", "hidden layers of 96")),
+)
 
 
 def measure_trained_steps(
@@ -27,13 +56,13 @@ def measure_trained_steps(
 ) -> Iterator[dict[str, Any]]:
     """Time a volume from its file to the map, before and after each step.
 
-    What a step costs in accuracy needs trained models: `ssn-train ablate` says it.
+    What a step costs in accuracy needs trained models: `ssn-train ablate` says it, and a row names its arms there.
     """
     config = model_config(model)
     engine = choose_engines(["onnxruntime"])[0]
     way = Way(threads=threads)
-    for number, (step, published) in enumerate(PUBLISHED.items()):
-        configs = {"before": replace(config, **published), "after": config}
+    for number, step in enumerate(STEPS):
+        configs = {"before": replace(config, **step.before), "after": replace(config, **step.after)}
         with ExitStack() as stack:
             runs = {}
             for name, chosen in configs.items():
@@ -43,9 +72,10 @@ def measure_trained_steps(
             samples = timed_rounds(runs, rounds=rounds, warm_up=1)
         before, after = (samples[name]["total"] for name in configs)
         yield {
-            "step": step,
+            "step": step.name,
             "before": Spread.of(before).as_json(),
             "after": Spread.of(after).as_json(),
             "faster": Ratio.bootstrap(before, after).as_json(),
             "accuracy": "trained anew: docs/ablation.md",
+            "ablation": {"question": step.question, "before": step.arms[0], "after": step.arms[1]},
         }

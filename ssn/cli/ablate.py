@@ -21,6 +21,7 @@ class QuestionName(StrEnum):
     CODE = "code"
     ANOMALIES = "anomalies"
     FLOW = "flow"
+    WIDTH = "width"
     CALIBRATION = "calibration"
     NORMALISATION = "normalisation"
     RIM = "rim"

@@ -45,6 +45,7 @@ def accuracy(
         Path | None, typer.Option(help="Data set of the train, calibration and validation splits, if another.")
     ] = None,
     validation: Annotated[Path | None, typer.Option(help="Data set of the validation split, if yet another.")] = None,
+    processes: Annotated[int, typer.Option(help="Methods that are measured at once.", min=1)] = 1,
     layout: LayoutOption = None,
     contrast: ContrastOption = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the files.")] = False,
@@ -55,8 +56,10 @@ def accuracy(
     best on the validation split, and, marked as not to be used, the best on the test volumes themselves.
     """
     with user_errors():
+        from functools import partial
+
         from ssn.benchmarks.accuracy.measured import Splits
-        from ssn.benchmarks.accuracy.methods import choose_methods, known_methods, trained_detectors
+        from ssn.benchmarks.accuracy.methods import all_methods, choose_methods, trained_checkpoints
         from ssn.benchmarks.accuracy.suite import compare, open_controls, output_files, refuse_existing
         from ssn.train.calibrate import load_calibration
         from ssn.train.datasets import open_split
@@ -65,7 +68,7 @@ def accuracy(
         if not force:
             refuse_existing(output)
         names = choose_methods(method)
-        detectors = trained_detectors(checkpoint, also or ())
+        checkpoints = trained_checkpoints(checkpoint, also or ())
         learned = learned or data
         validation = validation or learned
         # A forced layout is the first data set's; another lies as it lies.
@@ -77,9 +80,9 @@ def accuracy(
             controls=open_controls(control or ()),
         )
         train = [case.image for case in open_split(learned, "train", own_layout, contrast)]
-        sigma = load_calibration(checkpoint).sigma
+        make = partial(all_methods, checkpoints, names, train, load_calibration(checkpoint).sigma)
         with reporting() as tell:
-            results = compare(detectors | known_methods(names, train, sigma, tell), splits, output, tell)
+            results = compare(make, splits, output, tell, processes)
         for name, result in results.items():
             print_table(name, result["summary"])
         for path in output_files(output).values():

@@ -40,6 +40,9 @@ AskedMemoryRatio = Annotated[float, typer.Option("--memory-ratio", help="How man
 AccuracyFile = Annotated[
     Path | None, typer.Option("--accuracy", help="JSON of ssn-bench accuracy, to stand beside speed.")
 ]
+AblationFile = Annotated[
+    Path | None, typer.Option("--ablation", help="ablation.json of ssn-train ablate, for steps that need training.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace existing results.")]
 
 
@@ -168,6 +171,7 @@ def report(
     results: Annotated[Path, typer.Argument(help="Folder of results.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="report.html or report.md.")] = Path("report.html"),
     accuracy: AccuracyFile = None,
+    ablation: AblationFile = None,
     ratio: AskedRatio = 3.3,
     memory_ratio: AskedMemoryRatio = 1.0,
     force: Force = False,
@@ -176,7 +180,7 @@ def report(
     with user_errors():
         from ssn.benchmarks.rendering import as_html, as_markdown
         from ssn.benchmarks.report import build_sections
-        from ssn.benchmarks.results import load_results, read_json
+        from ssn.benchmarks.results import load_results, read_ablation, read_json
         from ssn.core.atomic import write_text_atomic
         from ssn.core.errors import BackendError, OutputError
 
@@ -191,6 +195,7 @@ def report(
                     ratio=ratio,
                     memory_ratio=memory_ratio,
                     accuracy=None if accuracy is None else read_json(accuracy),
+                    ablation=read_ablation(ablation),
                     charts=as_page,
                 )
             )
@@ -205,6 +210,7 @@ def performance(
     results: Annotated[Path, typer.Argument(help="Folder of results.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Markdown file.")] = Path("performance.md"),
     accuracy: AccuracyFile = None,
+    ablation: AblationFile = None,
     ratio: AskedRatio = 3.3,
     memory_ratio: AskedMemoryRatio = 1.0,
     force: Force = False,
@@ -212,7 +218,7 @@ def performance(
     """Write docs/performance.md: the claim, and every step with its time before and after."""
     with user_errors():
         from ssn.benchmarks.performance_page import performance_page
-        from ssn.benchmarks.results import load_results, read_json
+        from ssn.benchmarks.results import load_results, read_ablation, read_json
         from ssn.core.atomic import write_text_atomic
 
         page = performance_page(
@@ -221,6 +227,7 @@ def performance(
             ratio=ratio,
             memory_ratio=memory_ratio,
             accuracy=None if accuracy is None else read_json(accuracy),
+            ablation=read_ablation(ablation),
         )
         write_text_atomic(output, page, overwrite=force)
         typer.echo(f"{output}: written")

@@ -17,7 +17,7 @@ from ssn.train.network import ModelConfig
 from ssn.train.presets import FitOptions
 
 Question = Literal[
-    "loss", "encoder", "aggregation", "code", "anomalies", "flow", "calibration", "normalisation", "rim"
+    "loss", "encoder", "aggregation", "code", "anomalies", "flow", "width", "calibration", "normalisation", "rim"
 ]  # fmt: skip
 QUESTIONS: tuple[Question, ...] = get_args(Question)
 Weights = Literal["imagenet", "none"] | Path
@@ -25,6 +25,7 @@ Scoring = Literal["place", "brain", "volume"]
 
 PLANE_CHANNELS, DEPTH_CHANNELS = 128, 64
 BLOCKS = (8, 4, 2)
+COMPONENTS, HIDDEN = (128, 88), (96, 48)
 TUNING_ROUNDS = 20  # of `ssn.train.joint`: 160 steps of 24 slices
 
 
@@ -108,7 +109,12 @@ def _variants(question: Question, base: Arm, tuned: Path | None) -> dict[str, Ar
             arms = {pool: replace(base, config=config.pooled(pool)) for pool in pools}
         case "code":
             plane, depth = config.plane_channels or PLANE_CHANNELS, config.depth_channels or DEPTH_CHANNELS
-            codes = {"none": (0, 0), "in-plane": (plane, 0), "in-plane + depth": (plane, depth)}
+            codes = {
+                "none": (0, 0),
+                "in-plane": (plane, 0),
+                "in-plane + depth": (plane, depth),
+                "twice as long": (2 * plane, 2 * depth),
+            }
             arms = {name: model(plane_channels=p, depth_channels=d) for name, (p, d) in codes.items()}
         case "anomalies":
             if options.loss not in ("spp", "hard"):
@@ -118,6 +124,10 @@ def _variants(question: Question, base: Arm, tuned: Path | None) -> dict[str, Ar
             arms = {
                 f"{blocks} blocks": model(blocks=blocks) for blocks in sorted({*BLOCKS, config.blocks}, reverse=True)
             }
+        case "width":
+            arms = {"full": base}
+            arms |= {f"{count} components": model(whiten=True, components=count) for count in COMPONENTS}
+            arms |= {f"hidden layers of {size}": model(hidden=size) for size in HIDDEN}
         case "calibration":
             arms = {scoring: replace(base, scoring=scoring) for scoring in get_args(Scoring)}
         case "normalisation":

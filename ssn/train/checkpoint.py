@@ -44,7 +44,7 @@ class Detector:
 
 def build_detector(config: ModelConfig, network: FeatureNetwork, seed: int) -> Detector:
     """Build an untrained flow and its codes around a feature network."""
-    flow = build_flow(config, network.channels, seed)
+    flow = build_flow(config, network.components, seed)
     return Detector(config, network, flow, LocationCodes(config, network.cells), {"seed": seed})
 
 

@@ -159,8 +159,8 @@ class FeatureReader:
         return AlteredFeatures(VolumeFeatures(blob, blob_places), VolumeFeatures(halo, halo_places))
 
 
-def measure_whitening(volumes: Sequence[VolumeFeatures], ridge: float = 1e-3) -> tuple[Tensor, Tensor]:
-    """Mean (C,) and whitening matrix (C, C) of all places' features.
+def measure_whitening(volumes: Sequence[VolumeFeatures], components: int, ridge: float = 1e-3) -> tuple[Tensor, Tensor]:
+    """Mean (C,) of all places' features, and the matrix (K, C) that whitens their K first principal components.
 
     The matrix is diag(variance + ridge)^-1/2 U^T of the covariance's eigenvectors U; `ridge`, a share of the
     mean variance, keeps directions that hardly vary from being blown up.
@@ -173,4 +173,4 @@ def measure_whitening(volumes: Sequence[VolumeFeatures], ridge: float = 1e-3) ->
         covariance += (centred.T @ centred).double()
     variance, directions = torch.linalg.eigh(covariance / count)
     scale = (variance.clamp_min(0) + ridge * variance.mean()).rsqrt()
-    return mean.float(), (directions * scale).T.float().contiguous()
+    return mean.float(), (directions * scale).T[-components:].float().contiguous()

@@ -200,7 +200,7 @@ def _train_flow(
     """Train the flow to the last epoch; a checkpoint after each."""
     volumes, pools = _read_features(FeatureReader(detector.network, cache), paths, options, ranks, on_volume)
     if detector.config.whiten and not resume:
-        mean, whitening = measure_whitening(volumes)
+        mean, whitening = measure_whitening(volumes, detector.network.components)
         detector.network.feature_mean.copy_(mean)
         detector.network.whitening.copy_(whitening)
         # Eigenvectors have no sign of their own: another processor may choose another.

@@ -34,6 +34,11 @@ class ModelConfig:
         Bring the training set's features to mean 0 and unit covariance by a fixed linear map (extension). The
         flow then starts from a Gaussian model of the features, and the noise of the synthetic anomalies has
         a unit: the features' own spread.
+    components : int or None
+        Of whitened features the flow sees the principal components that vary most, so many; None: all (extension). The
+        flow's work grows with their square.
+    hidden : int or None
+        Width of the hidden layer of the flow's subnets; None: as wide as their input, as published.
     depth_channels : int
         Channels of the sin/cos code of a window's depth (extension; 0 is the published method).
     occupancy : float
@@ -48,12 +53,18 @@ class ModelConfig:
     width: int | None = 512
     pool: SlicePool | ThickSlice = "mean"
     whiten: bool = False
+    components: int | None = None
     blocks: int = 8
+    hidden: int | None = None
     clamp: float = 1.9
     plane_channels: int = 128
     depth_channels: int = 0
     occupancy: float = 0.5
     brain_only: bool = False
+
+    def __post_init__(self) -> None:
+        if self.components is not None and not self.whiten:
+            raise ValueError("components are chosen by whitening: give whiten=True as well")
 
     @classmethod
     def paper(cls) -> ModelConfig:
@@ -105,8 +116,14 @@ class ModelConfig:
 class FeatureNetwork(nn.Module):
     """Slices to aggregated features: encoder and aggregation; and the whitening of those that the flow sees.
 
-    Buffers `feature_mean` (C,) and `whitening` (C, C) are 0 and the identity until the training set has been measured;
-    without whitening they stay so, and are not run.
+    Buffers `feature_mean` (C,) and `whitening` (K, C) are 0 and the identity's first K rows until the training set has
+    been measured; without whitening they stay so, and are not run.
+
+    Attributes
+    ----------
+    channels : of the features (C)
+    components : of whitened features that the flow sees (K): `ModelConfig.components`, or all
+    cells : map cells a row (G)
     """
 
     feature_mean: Tensor
@@ -117,9 +134,10 @@ class FeatureNetwork(nn.Module):
         self.config = config
         self.encoder = build_encoder(config.encoder, weights)
         self.channels = config.width or sum(self.encoder.channels)
+        self.components = min(config.components or self.channels, self.channels)
         self.cells = config.grid.plane // self.encoder.strides[0]
         self.register_buffer("feature_mean", torch.zeros(self.channels))
-        self.register_buffer("whitening", torch.eye(self.channels))
+        self.register_buffer("whitening", torch.eye(self.components, self.channels))
 
     def forward(self, slices: Tensor) -> Tensor:
         """Map slices (N, 1, H, W) in 0..1 to features before whitening, (N / slices_a_window, C, G, G)."""
@@ -129,7 +147,7 @@ class FeatureNetwork(nn.Module):
         return aggregate(self.encoder(slices), width=config.width, window=config.grid.window, pool=pool, brain=brain)
 
     def whitened(self, features: Tensor) -> Tensor:
-        """Whiten features in rows (L, C): what the flow is trained on."""
+        """Whiten features in rows (L, C) to (L, K): what the flow is trained on."""
         return (features - self.feature_mean) @ self.whitening.T if self.config.whiten else features
 
     def fingerprint(self) -> str:
@@ -154,12 +172,13 @@ class FeatureNetwork(nn.Module):
         return digest.hexdigest()
 
 
-def build_flow(config: ModelConfig, channels: int, seed: int) -> ConditionalFlow:
-    """Build the flow over features of `channels` channels."""
+def build_flow(config: ModelConfig, components: int, seed: int) -> ConditionalFlow:
+    """Build the flow over features of `components` channels."""
     return ConditionalFlow(
         FlowConfig(
-            features=channels,
+            features=components,
             blocks=config.blocks,
+            hidden=config.hidden,
             clamp=config.clamp,
             plane_channels=config.plane_channels,
             depth_channels=config.depth_channels,

@@ -1,6 +1,7 @@
 """Accuracy of several methods: thresholds that never mix, a control for the scanner, files written whole."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 
 from ssn.benchmarks.accuracy import suite
 from ssn.benchmarks.accuracy.measured import HEALTHY_QUANTILE, Splits, candidate_thresholds, measure, voxels_above
-from ssn.benchmarks.accuracy.methods import NAMES
+from ssn.benchmarks.accuracy.methods import NAMES, known_methods
 from ssn.cli import bench, train
 from ssn.core.errors import DataError
 from ssn.core.metrics import voxel_auprc, voxel_auroc
@@ -160,7 +161,7 @@ def test_table_and_pictures_lie_beside_the_json_and_no_temporary_file_is_left(ca
     healthy = HealthyVolumes.read([case.image for case in cases["train"]])
     builds = {"bright voxels": lambda: BRIGHT, "z-score": lambda: reference_method("z-score", healthy, 4.0)}
     wanted = splits(cases, controls={"elsewhere": cases["control"]})
-    results = suite.compare(builds, wanted, tmp_path / "a.json", quiet)
+    results = suite.compare(lambda tell: builds, wanted, tmp_path / "a.json", quiet)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a-curves.png", "a-montage.png", "a.json", "a.md"]
     assert json.loads((tmp_path / "a.json").read_text()) == results
     table = (tmp_path / "a.md").read_text()
@@ -171,12 +172,23 @@ def test_table_and_pictures_lie_beside_the_json_and_no_temporary_file_is_left(ca
         assert pixels.std() > 10, f"{name} shows something"
 
 
+def test_several_processes_measure_the_same_and_the_table_keeps_its_order(cases, tmp_path):
+    make = partial(known_methods, ["z-score", "pca", "dark voxels"], [case.image for case in cases["train"]], 4.0)
+    one, two = (suite.compare(make, splits(cases), tmp_path / f"{n}.json", quiet, processes=n) for n in (1, 2))
+    assert list(two) == list(one) == ["z-score", "pca", "dark voxels"]
+    for name, result in two.items():  # sums over other numbers of threads differ in their last digits
+        assert result["thresholds"] == pytest.approx(one[name]["thresholds"], rel=1e-4)
+        assert result["summary"]["all"] == pytest.approx(one[name]["summary"]["all"], abs=1e-3)
+
+
 def test_what_is_cut_off_leaves_what_it_measured(cases, tmp_path):
     def broken():
         raise DataError("no such thing")
 
     with pytest.raises(DataError):
-        suite.compare({"bright voxels": lambda: BRIGHT, "b": broken}, splits(cases), tmp_path / "a.json", quiet)
+        suite.compare(
+            lambda tell: {"bright voxels": lambda: BRIGHT, "b": broken}, splits(cases), tmp_path / "a.json", quiet
+        )
     assert list(json.loads((tmp_path / "a.json").read_text())) == ["bright voxels"]
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 

@@ -1,11 +1,16 @@
 """Every way to compute a map that is timed gives the same map."""
 
+import nibabel as nib
 import numpy as np
 import pytest
 from brains import brain_file
 
-from ssn.benchmarks.variants import Way, accuracy_mark, compute_map, quantised
+from ssn.benchmarks.brain_box import Box, box_of, cut_to_box
+from ssn.benchmarks.lesioned import Lesioned, mean_auprc
+from ssn.benchmarks.variants import Ground, Step, accuracy_mark, measure_variants
+from ssn.benchmarks.ways import Way, compute_map, open_way, quantised
 from ssn.core.bundle import ENCODER_FILE, load_bundle
+from ssn.core.volume import read_volume
 from ssn.export.int8 import sensitive_convolutions
 from ssn.export.precision import read_model
 from ssn.runtime.onnxruntime import OnnxRuntimeBackend
@@ -73,8 +78,78 @@ def test_the_first_convolutions_stay_in_fp32(tiny_bundle):
     assert kept == {node.name for node in convolutions[:6]}
 
 
-def test_a_step_that_changes_the_map_or_the_score_is_marked():
-    assert accuracy_mark(0.9995, 10.0, 10.05) == "kept"
-    assert accuracy_mark(0.9985, 10.0, 10.0) == "drops accuracy"
-    assert accuracy_mark(1.0, 10.0, 9.8) == "drops accuracy"
-    assert accuracy_mark(float("nan"), 10.0, 10.0) == "drops accuracy"
+def test_a_step_that_changes_the_map_the_score_or_what_is_found_is_marked():
+    assert accuracy_mark(0.9995, (10.0, 10.05), None) == "kept"
+    assert accuracy_mark(0.9995, (10.0, 10.05), (0.5, 0.498)) == "kept"
+    assert accuracy_mark(0.9995, (10.0, 10.05), (0.5, 0.49)) == "drops accuracy"
+    assert accuracy_mark(0.9985, (10.0, 10.0), (0.5, 0.6)) == "drops accuracy"
+    assert accuracy_mark(1.0, (10.0, 9.8), None) == "drops accuracy"
+    assert accuracy_mark(float("nan"), (10.0, 10.0), None) == "drops accuracy"
+
+
+def test_graphs_cut_to_the_whole_grid_say_the_same_and_places_come_back(tiny_bundle, scan, tmp_path):
+    bundle = load_bundle(tiny_bundle)
+    cells = bundle.spec.cells
+    everything = Box((0, cells), (0, cells))
+    with open_way(Way(), bundle, scan, tmp_path, everything) as draw:
+        expected, _ = draw(scan)
+    with open_way(Way(brain_box=True), bundle, scan, tmp_path, everything) as draw:
+        np.testing.assert_array_equal(draw(scan)[0], expected)
+
+
+def test_the_box_holds_the_brain_and_its_cells_keep_their_places_and_location_codes(tiny_bundle, scan, tmp_path):
+    bundle = load_bundle(tiny_bundle)
+    spec = bundle.spec
+    stack = spec.cut(read_volume(scan))
+    box = box_of([stack])
+    assert np.prod(box.shape) < spec.cells**2
+    part = box.cut(stack)
+    assert part.occupancy.sum() == stack.occupancy.sum()
+    places = box.places_in_grid(part.occupied_places(spec.occupancy), spec.cells)
+    np.testing.assert_array_equal(places, stack.occupied_places(spec.occupancy))
+    # The same features at the same places must be as likely: only what the encoder sees may differ.
+    import onnxruntime as ort
+
+    rng = np.random.default_rng(0)
+    inside = rng.standard_normal((2, spec.features, *box.shape), np.float32)
+    whole = np.zeros((2, spec.features, spec.cells, spec.cells), np.float32)
+    whole[:, :, slice(*box.rows), slice(*box.columns)] = inside
+    local = np.arange(0, 2 * np.prod(box.shape), 7)
+    answers = [
+        ort.InferenceSession(own.read("flow.onnx"), providers=["CPUExecutionProvider"]).run(
+            None, {"features": features, "places": asked, "first": np.zeros(1, np.int64)}
+        )[0]
+        for own, features, asked in (
+            (bundle, whole, box.places_in_grid(local, spec.cells)),
+            (cut_to_box(bundle, box, tmp_path), inside, local),
+        )
+    ]
+    np.testing.assert_allclose(*answers, rtol=1e-5, atol=1e-5)
+
+
+def test_the_brain_alone_gives_another_map_but_not_quite(tiny_bundle, scan, tmp_path):
+    bundle = load_bundle(tiny_bundle)
+    box = box_of([bundle.spec.cut(read_volume(scan))])
+    maps = []
+    for way in (Way(), Way(brain_box=True)):
+        with open_way(way, bundle, scan, tmp_path, box) as draw:
+            maps.append(draw(scan)[0])
+    inside = maps[0] != 0
+    np.testing.assert_array_equal(inside, maps[1] != 0)
+    assert 0.9 < np.corrcoef(maps[0][inside], maps[1][inside])[0, 1] < 0.999999
+
+
+def test_a_step_has_its_lesions_beside_it_and_one_that_does_not_run_has_its_reason(tiny_bundle, scan, tmp_path):
+    image = nib.load(scan)
+    mask = np.zeros(image.shape, np.uint8)
+    mask[tuple(slice(side // 2 - 2, side // 2 + 2) for side in image.shape)] = 1
+    nib.save(nib.Nifti1Image(mask, image.affine), tmp_path / "mask.nii.gz")
+    lesioned = [Lesioned(scan, tmp_path / "mask.nii.gz")]
+    ground = Ground(load_bundle(tiny_bundle), scan, tmp_path, lesioned)
+    todo = [Step("same", Way(), Way()), Step("odd", Way(), Way(engine="onnxruntime tensorrt"))]
+    same, odd = measure_variants(ground, todo, minutes=0.001)
+    with open_way(Way(), ground.bundle, scan, tmp_path, ground.box()) as draw:
+        expected = mean_auprc(lesioned, lambda path: draw(path)[0])
+    assert same["auprc_before"] == same["auprc_after"] == round(expected, 4)
+    assert same["accuracy"] == "kept"
+    assert "TensorrtExecutionProvider" in odd["problem"]

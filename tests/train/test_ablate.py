@@ -52,6 +52,7 @@ def arms(*questions, **options):
 def test_each_arm_differs_from_the_base_in_one_thing(tmp_path):
     (tmp_path / "e.safetensors").write_bytes(b"weights")
     planned = arms(*QUESTIONS, tuned=tmp_path / "e.safetensors")
+    base = arms("loss")["loss", "spp"]
     assert {value for question, value in planned if question == "loss"} == {"spp", "triplet", "hard", "none"}
     assert planned["aggregation", "none"].config.grid.window == 1
     assert planned["aggregation", "attention"].config.pool == "attention"
@@ -59,8 +60,10 @@ def test_each_arm_differs_from_the_base_in_one_thing(tmp_path):
     assert planned["encoder", "tuned before"].weights == tmp_path / "e.safetensors"
     assert planned["encoder", "tuned during"].options.tune_encoder > 0
     assert {value for question, value in planned if question == "flow"} == {"8 blocks", "4 blocks", "2 blocks"}
+    assert planned["width", "88 components"].config.components == 88
+    assert planned["width", "hidden layers of 48"].config.hidden == 48
+    assert planned["code", "twice as long"].config.depth_channels == 2 * base.config.depth_channels
     assert planned["rim", "brain only"].config.brain_only
-    base = arms("loss")["loss", "spp"]
     for arm in planned.values():
         changed = [
             name for name in ("config", "options", "weights", "scoring") if getattr(arm, name) != getattr(base, name)
@@ -69,11 +72,11 @@ def test_each_arm_differs_from_the_base_in_one_thing(tmp_path):
 
 
 def test_the_base_answers_every_question_and_is_one_run():
-    planned = arms("loss", "aggregation", "code", "anomalies", "flow", "calibration", "normalisation", "rim")
+    planned = arms("loss", "aggregation", "code", "anomalies", "flow", "width", "calibration", "normalisation", "rim")
     bases = {question: value for (question, value), arm in planned.items() if arm.run == "base"}
     assert bases == {
         "loss": "spp", "aggregation": "slab", "code": "in-plane + depth", "anomalies": "image", "flow": "4 blocks",
-        "calibration": "place", "normalisation": "robust", "rim": "with background",
+        "width": "full", "calibration": "place", "normalisation": "robust", "rim": "with background",
     }  # fmt: skip
     assert planned["loss", "triplet"].options.anomalies == "noise", "the only ones that the triplet loss knows"
 

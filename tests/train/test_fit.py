@@ -6,6 +6,7 @@ import torch
 from brains import brain_file
 
 from ssn.core.errors import DataError
+from ssn.export.onnx import TOLERANCE, export_graphs, measure_parity, random_batches
 from ssn.train.batches import epoch_batches
 from ssn.train.checkpoint import RECORD_FILE, load_checkpoint
 from ssn.train.encoder import EncoderConfig
@@ -91,10 +92,27 @@ def test_features_come_from_the_cache_the_second_time_and_follow_the_encoder(sca
 def test_whitened_features_have_mean_0_and_unit_covariance():
     torch.manual_seed(0)
     raw = (torch.randn(20000, 6) @ torch.randn(6, 6) + 3).half()
-    mean, matrix = measure_whitening([VolumeFeatures(raw, torch.arange(len(raw)))], ridge=1e-9)
+    mean, matrix = measure_whitening([VolumeFeatures(raw, torch.arange(len(raw)))], raw.shape[1], ridge=1e-9)
     white = (raw.float() - mean) @ matrix.T
     torch.testing.assert_close(white.mean(0), torch.zeros(6), atol=1e-3, rtol=0)
     torch.testing.assert_close(white.T @ white / len(white), torch.eye(6), atol=5e-3, rtol=0)
+
+
+def test_fewer_components_are_those_that_vary_most_and_reach_flow_and_bundle(scans, cache, tmp_path):
+    raw = torch.randn(5000, 6) * torch.tensor([1.0, 5.0, 0.1, 9.0, 0.2, 0.3])
+    _, matrix = measure_whitening([VolumeFeatures(raw.half(), torch.arange(len(raw)))], 2, ridge=1e-9)
+    assert matrix.shape == (2, 6)
+    assert set(matrix.abs().argmax(1).tolist()) == {1, 3}
+    narrow = replace(TINY, components=5, hidden=7)
+    detector = fit(narrow, scans, tmp_path / "narrow", OPTIONS, cache=cache, weights="none")
+    assert detector.network.whitening.shape == (5, detector.network.channels)
+    assert detector.flow.config.features == 5
+    assert detector.flow.inn[0].subnet[0].out_features == 7
+    loaded = load_checkpoint(tmp_path / "narrow")
+    graphs = export_graphs(loaded)
+    assert measure_parity(loaded, graphs, random_batches(loaded), far=True) < TOLERANCE
+    with pytest.raises(ValueError, match="whiten=True"):
+        replace(TINY, whiten=False, components=5)
 
 
 def test_an_epoch_sees_each_location_at_most_once():

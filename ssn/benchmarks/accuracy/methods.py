@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -47,8 +47,8 @@ def choose_methods(names: Sequence[str] | None) -> tuple[str, ...]:
     return chosen
 
 
-def trained_detectors(checkpoint: Path, also: Sequence[str]) -> dict[str, Build]:
-    """Look at the checkpoint (`OURS`) and those of `also` ("NAME=CHECKPOINT"), and say how to make each a method.
+def trained_checkpoints(checkpoint: Path, also: Sequence[str]) -> dict[str, Path]:
+    """Look at the checkpoint (`OURS`) and those of `also` ("NAME=CHECKPOINT"); give their folders by name.
 
     Raises
     ------
@@ -63,14 +63,22 @@ def trained_detectors(checkpoint: Path, also: Sequence[str]) -> dict[str, Build]
         if name in paths or name in NAMES:
             raise DataError(f"--also {text}: the name {name!r} is taken; give another")
         paths[name] = Path(folder)
+    for path in paths.values():
+        load_checkpoint(path)
+        load_calibration(path)
+    return paths
+
+
+def all_methods(
+    checkpoints: Mapping[str, Path], names: Sequence[str], train: Sequence[Path], sigma: float, tell: Tell
+) -> dict[str, Build]:
+    """Say how to make each trained checkpoint, and each named method as `known_methods` does."""
 
     def build(path: Path) -> Method:
         return detector_method(load_checkpoint(path), load_calibration(path), path / "features")
 
-    for path in paths.values():
-        load_checkpoint(path)
-        load_calibration(path)
-    return {name: partial(build, path) for name, path in paths.items()}
+    trained = {name: partial(build, path) for name, path in checkpoints.items()}
+    return trained | known_methods(names, train, sigma, tell)
 
 
 def known_methods(names: Sequence[str], train: Sequence[Path], sigma: float, tell: Tell) -> dict[str, Build]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ssn.benchmarks.accuracy.measured import MethodAccuracy, Splits, Tell, measure
-from ssn.benchmarks.accuracy.methods import Build
+from ssn.benchmarks.accuracy.measured import Splits, Tell
 from ssn.benchmarks.accuracy.pictures import choose_slices, draw_curves, draw_montage, write_figure
 from ssn.benchmarks.accuracy.table import markdown
+from ssn.benchmarks.accuracy.workers import Make, Measured, measure_at_once, measure_in_turn
 from ssn.core.atomic import printable, write_text_atomic
 from ssn.core.errors import OutputError
 from ssn.train.cases import Case
@@ -57,15 +56,15 @@ def open_controls(paths: Sequence[Path]) -> dict[str, list[Case]]:
     }
 
 
-def compare(builds: Mapping[str, Build], splits: Splits, output: Path, tell: Tell) -> dict[str, Any]:
-    """Measure the methods one after the other and write everything; existing files are replaced.
+def compare(make: Make, splits: Splits, output: Path, tell: Tell, processes: int = 1) -> dict[str, Any]:
+    """Measure the methods and write everything; existing files are replaced.
 
-    The JSON is written anew after each method: what is cut off leaves what it measured. A method is made when its
-    turn comes and dropped after it.
+    The JSON is written anew after each method: what is cut off leaves what it measured.
 
     Parameters
     ----------
-    builds : how to make each method, in the order of the table
+    make : says how to make each method, in the order of the table
+    processes : methods that are measured at once
 
     Returns
     -------
@@ -74,16 +73,19 @@ def compare(builds: Mapping[str, Build], splits: Splits, output: Path, tell: Tel
     files = output_files(output)
     shown = choose_slices(splits.test)
     places = {item.case.name: item.index for item in shown}
+    builds = make(tell)
+    if processes == 1:
+        methods = measure_in_turn(builds, splits, places, tell)
+    else:
+        methods = measure_at_once(make, list(builds), splits, places, tell, processes)
+    found: dict[str, Measured] = {}
     results: dict[str, Any] = {}
-    measured: dict[str, MethodAccuracy] = {}
-    for name, build in builds.items():
-        started = time.perf_counter()
-        method = build()
-        learned = time.perf_counter()
-        measured[name] = measure(name, method, splits, places, tell)
-        seconds = {"learning": learned - started, "measuring": time.perf_counter() - learned}
-        results[name] = measured[name].as_json() | {"seconds": {k: round(v, 1) for k, v in seconds.items()}}
+    for one in methods:
+        found[one.name] = one
+        found = {name: found[name] for name in builds if name in found}
+        results = {name: own.accuracy.as_json() | {"seconds": dict(own.seconds)} for name, own in found.items()}
         write_text_atomic(files["json"], json.dumps(results, indent=1) + "\n", overwrite=True)
+    measured = {name: own.accuracy for name, own in found.items()}
     write_text_atomic(files["table"], markdown(results), overwrite=True)
     write_figure(files["curves"], draw_curves(measured), overwrite=True)
     write_figure(files["montage"], draw_montage(shown, measured), overwrite=True)

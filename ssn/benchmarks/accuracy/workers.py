@@ -1,0 +1,87 @@
+"""Measure every method, one after the other or several at once, each in a process of its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+from ssn.benchmarks.accuracy.measured import MethodAccuracy, Splits, Tell, measure
+from ssn.benchmarks.accuracy.methods import Build
+from ssn.runtime.machine import cores
+
+Make = Callable[[Tell], Mapping[str, Build]]  # says how to make each method; pickled where several processes do
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A method's accuracy, and the seconds that it took to learn and to measure."""
+
+    name: str
+    accuracy: MethodAccuracy
+    seconds: Mapping[str, float]
+
+
+def measure_in_turn(
+    builds: Mapping[str, Build], splits: Splits, shown: Mapping[str, int], tell: Tell
+) -> Iterator[Measured]:
+    """Yield each method as it is done. A method is made when its turn comes and dropped after it.
+
+    Parameters
+    ----------
+    shown : axial slice to keep, by case name
+    """
+    for name, build in builds.items():
+        yield _measure(name, build, splits, shown, tell)
+
+
+def measure_at_once(
+    make: Make, names: Sequence[str], splits: Splits, shown: Mapping[str, int], tell: Tell, processes: int
+) -> Iterator[Measured]:
+    """Do the same by several processes, in whatever order methods are done.
+
+    They share the cores, and each has its own copy of what its methods learn from.
+    """
+    threads = max(1, cores() // processes)
+    with ProcessPoolExecutor(
+        processes, mp_context=get_context("spawn"), initializer=_start, initargs=(make, threads)
+    ) as pool:
+        tasks = [pool.submit(_measure_here, name, splits, shown) for name in names]
+        try:
+            for done, task in enumerate(as_completed(tasks), 1):
+                found = task.result()
+                tell(f"{found.name}: measured", done, len(tasks))
+                yield found
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _measure(name: str, build: Build, splits: Splits, shown: Mapping[str, int], tell: Tell) -> Measured:
+    started = time.perf_counter()
+    method = build()
+    learned = time.perf_counter()
+    accuracy = measure(name, method, splits, shown, tell)
+    seconds = {"learning": learned - started, "measuring": time.perf_counter() - learned}
+    return Measured(name, accuracy, {part: round(value, 1) for part, value in seconds.items()})
+
+
+_builds: dict[str, Build] = {}  # of a process that was started below
+
+
+def _start(make: Make, threads: int) -> None:
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    torch.set_num_threads(threads)
+    threadpool_limits(threads)
+    _builds.update(make(_silent))
+
+
+def _measure_here(name: str, splits: Splits, shown: Mapping[str, int]) -> Measured:
+    return _measure(name, _builds[name], splits, shown, _silent)
+
+
+def _silent(what: str, step: int, steps: int) -> None:
+    """Say nothing: one bar cannot show what several processes do."""
