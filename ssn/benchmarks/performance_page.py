@@ -39,12 +39,12 @@ def _parts(
     ablation: Sequence[Mapping[str, Any]],
 ) -> Iterator[str]:
     found = next(iter(results.values()))["environment"]
-    commits = " and ".join(dict.fromkeys(str(result["environment"]["commit"]) for result in results.values()))
+    commits = ", ".join(dict.fromkeys(str(result["environment"]["commit"]) for result in results.values()))
     yield "# Performance"
     yield (
         f"Measured on {found['cpu']}, {found.get('threads', found['cores'])} threads, commit {commits}, with "
         f"`ssn-bench` (`scripts/cpu_suite` runs all of it){_volume(results)}; this page is made by "
-        f"`ssn-bench performance RESULTS -o docs/{name}`. [bench.md](bench.md) says how it is measured."
+        f"`ssn-bench performance RESULTS -o docs/{name}{' --ablation ABLATION' if ablation else ''}`. [bench.md](bench.md) says how it is measured."
     )
     pipelines = [row for row in rows_of(results, "latency") if row.get("group") == "slice pipeline"]
     # Of a pipeline's engines the one whose accuracy is known speaks for it.
@@ -62,8 +62,8 @@ def _parts(
         yield f"## {steps.title}"
         yield (
             "Time from the file to the map, before and after each step, and what it does to accuracy. A step is in the "
-            "product if it is faster and accuracy is kept: maps correlate with 0.999 or more, the volume's score "
-            "changes by 1 % and AUPRC falls by 0.005 at most. AUPRC is the packaged model's, the mean over "
+            "product if it is faster and accuracy is kept: AUPRC falls by 0.005 at most, maps correlate with 0.999 or "
+            "more, and the volume's score changes by 1 % at most. AUPRC is the packaged model's, the mean over "
             f"{_lesioned(results)} synthetic volumes with lesions that no cohort holds; of steps that need another "
             "training, mean and spread over seeds at the ablation's scale; random weights have none."
         )

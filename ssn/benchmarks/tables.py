@@ -12,6 +12,9 @@ from ssn.benchmarks.results import Results, rows_of
 
 Row = Mapping[str, Any]
 EFFICIENCY_WANTED = 0.9  # of a cohort: the slowest part alone over all parts overlapped
+_SAME_MAP = 0.999  # correlation of two maps from which on they are the same
+_SAME_SCORE = 0.01  # relative difference of volume scores up to which they are
+_SAME_AUPRC = 0.005  # what a step may lose of it
 _OURS = "ssn"  # what ssn-bench accuracy calls the detector that it was given
 _MEASURES = ("auroc", "auprc", "dice", "pro", "slice_auroc", "slice_auprc")
 
@@ -78,7 +81,7 @@ def _step(row: Row, arms: Mapping[tuple[str, str], Row]) -> list[str]:
         f"{row['before']['median_ms'] / 1000:.3f}",
         f"{row['after']['median_ms'] / 1000:.3f}",
         interval(row["faster"]),
-        row.get("accuracy", "same voxels"),
+        accuracy_mark(row),
         _auprc(row, arms),
     ]
     if "map_correlation" not in row:
@@ -89,6 +92,22 @@ def _step(row: Row, arms: Mapping[tuple[str, str], Row]) -> list[str]:
         f"{row['largest_map_difference_z']:.3f}",
         f"{row['volume_score_before']:.2f} to {row['volume_score_after']:.2f}",
     ]
+
+
+def accuracy_mark(row: Row) -> str:
+    """Say whether a step changes what is found: its map, the score of the volume, or lesions.
+
+    Where AUPRC was not measured, another map is taken for a worse one.
+    """
+    if "map_correlation" not in row:
+        return str(row.get("accuracy", "same voxels"))
+    before, after = row["volume_score_before"], row["volume_score_after"]
+    same = row["map_correlation"] >= _SAME_MAP and abs(after - before) <= _SAME_SCORE * abs(before)
+    if "auprc_before" not in row:
+        return "kept" if same else "drops accuracy"
+    if row["auprc_before"] - row["auprc_after"] > _SAME_AUPRC:
+        return "drops accuracy"
+    return "kept" if same else "changes the map"
 
 
 def _auprc(row: Row, arms: Mapping[tuple[str, str], Row]) -> str:

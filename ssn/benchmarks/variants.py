@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -29,10 +29,6 @@ from ssn.core.scoring import volume_score
 from ssn.core.volume import read_volume, write_map
 
 FEWEST, MOST = 5, 20  # rounds
-_SAME_MAP = 0.999  # correlation of two maps from which on accuracy is the same
-_SAME_SCORE = 0.01  # relative difference of volume scores up to which it is
-_SAME_AUPRC = 0.005  # what it may lose
-DROPS_ACCURACY: Literal["drops accuracy"] = "drops accuracy"
 
 
 @dataclass(frozen=True)
@@ -158,7 +154,6 @@ def _compare(step: Step, ground: Ground, box: Box, share: float, auprc: tuple[fl
         "after": Spread.of(after).as_json(),
         "faster": Ratio.bootstrap(before, after).as_json(),
         "map_correlation": round(correlation, 6),
-        "accuracy": accuracy_mark(correlation, (scores["before"], scores["after"]), auprc),
         "largest_map_difference_z": round(float(np.abs(maps["before"] - maps["after"]).max()), 5),
         "volume_score_before": round(scores["before"], 4),
         "volume_score_after": round(scores["after"], 4),
@@ -167,24 +162,6 @@ def _compare(step: Step, ground: Ground, box: Box, share: float, auprc: tuple[fl
         row |= {"auprc_before": round(auprc[0], 4), "auprc_after": round(auprc[1], 4)}
         row["auprc_volumes"] = len(ground.lesioned)
     return row
-
-
-def accuracy_mark(
-    correlation: float, scores: tuple[float, float], auprc: tuple[float, float] | None
-) -> Literal["kept", "drops accuracy"]:
-    """Say whether a step changes what is found: its map, the score of the volume, or lesions.
-
-    Parameters
-    ----------
-    correlation : of both maps inside the brain
-    scores : of the volume, before and after
-    auprc : mean over volumes with lesions, before and after; None if it was not measured
-    """
-    before, after = scores
-    kept = correlation >= _SAME_MAP and abs(after - before) <= _SAME_SCORE * abs(before)
-    if auprc is not None:
-        kept = kept and auprc[1] >= auprc[0] - _SAME_AUPRC
-    return "kept" if kept else DROPS_ACCURACY
 
 
 def measure_files(scan: Path, folder: Path, rounds: int = 7) -> Iterator[dict[str, Any]]:

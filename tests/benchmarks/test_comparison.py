@@ -232,7 +232,6 @@ def results(tmp_path):
         "before": times,
         "after": times,
         "faster": ratio,
-        "accuracy": "drops accuracy",
         "map_correlation": 0.5,
         "largest_map_difference_z": 9.0,
         "volume_score_before": 4.0,

@@ -7,7 +7,8 @@ from brains import brain_file
 
 from ssn.benchmarks.brain_box import Box, box_of, cut_to_box
 from ssn.benchmarks.lesioned import Lesioned, mean_auprc
-from ssn.benchmarks.variants import Ground, Step, accuracy_mark, measure_variants
+from ssn.benchmarks.tables import accuracy_mark
+from ssn.benchmarks.variants import Ground, Step, measure_variants
 from ssn.benchmarks.ways import Way, compute_map, open_way, quantised
 from ssn.core.bundle import ENCODER_FILE, load_bundle
 from ssn.core.volume import read_volume
@@ -78,13 +79,23 @@ def test_the_first_convolutions_stay_in_fp32(tiny_bundle):
     assert kept == {node.name for node in convolutions[:6]}
 
 
-def test_a_step_that_changes_the_map_the_score_or_what_is_found_is_marked():
-    assert accuracy_mark(0.9995, (10.0, 10.05), None) == "kept"
-    assert accuracy_mark(0.9995, (10.0, 10.05), (0.5, 0.498)) == "kept"
-    assert accuracy_mark(0.9995, (10.0, 10.05), (0.5, 0.49)) == "drops accuracy"
-    assert accuracy_mark(0.9985, (10.0, 10.0), (0.5, 0.6)) == "drops accuracy"
-    assert accuracy_mark(1.0, (10.0, 9.8), None) == "drops accuracy"
-    assert accuracy_mark(float("nan"), (10.0, 10.0), None) == "drops accuracy"
+@pytest.mark.parametrize(
+    ("correlation", "score", "auprc", "mark"),
+    [
+        (0.9995, 10.05, None, "kept"),
+        (0.9995, 10.05, 0.498, "kept"),
+        (0.9995, 10.05, 0.49, "drops accuracy"),
+        (0.9985, 10.0, 0.6, "changes the map"),
+        (1.0, 9.8, 0.5, "changes the map"),
+        (1.0, 9.8, None, "drops accuracy"),
+        (float("nan"), 10.0, None, "drops accuracy"),
+    ],
+)
+def test_a_step_that_changes_the_map_the_score_or_what_is_found_is_marked(correlation, score, auprc, mark):
+    row = {"map_correlation": correlation, "volume_score_before": 10.0, "volume_score_after": score}
+    if auprc is not None:
+        row |= {"auprc_before": 0.5, "auprc_after": auprc}
+    assert accuracy_mark(row) == mark
 
 
 def test_graphs_cut_to_the_whole_grid_say_the_same_and_places_come_back(tiny_bundle, scan, tmp_path):
@@ -151,5 +162,5 @@ def test_a_step_has_its_lesions_beside_it_and_one_that_does_not_run_has_its_reas
     with open_way(Way(), ground.bundle, scan, tmp_path, ground.box()) as draw:
         expected = mean_auprc(lesioned, lambda path: draw(path)[0])
     assert same["auprc_before"] == same["auprc_after"] == round(expected, 4)
-    assert same["accuracy"] == "kept"
+    assert accuracy_mark(same) == "kept"
     assert "TensorrtExecutionProvider" in odd["problem"]
