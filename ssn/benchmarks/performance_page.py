@@ -41,10 +41,11 @@ def _parts(
     found = next(iter(results.values()))["environment"]
     commits = ", ".join(dict.fromkeys(str(result["environment"]["commit"]) for result in results.values()))
     yield "# Performance"
+    made = f"ssn-bench performance RESULTS -o docs/{name}{' --ablation ABLATION' if ablation else ''}"
     yield (
         f"Measured on {found['cpu']}, {found.get('threads', found['cores'])} threads, commit {commits}, with "
-        f"`ssn-bench` (`scripts/cpu_suite` runs all of it){_volume(results)}; this page is made by "
-        f"`ssn-bench performance RESULTS -o docs/{name}{' --ablation ABLATION' if ablation else ''}`. [bench.md](bench.md) says how it is measured."
+        f"`ssn-bench` (`scripts/cpu_suite` runs all of it){_volume(results)}; this page is made by `{made}`. "
+        "[bench.md](bench.md) says how it is measured."
     )
     pipelines = [row for row in rows_of(results, "latency") if row.get("group") == "slice pipeline"]
     # Of a pipeline's engines the one whose accuracy is known speaks for it.
