@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from ssn.benchmarks.results import Results
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #212529; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #212529; max-width: 84rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin: 2.2rem 0 .4rem; border-bottom: 1px solid #dee2e6; }
 h3 { font-size: 1rem; margin: 1.2rem 0 .3rem; }
 table { border-collapse: collapse; font-size: .86rem; margin: .6rem 0; }
 th, td { padding: .2rem .7rem .2rem 0; text-align: right; border-bottom: 1px solid #e9ecef; vertical-align: top; }
 th:first-child, td:first-child, td.text, th.text { text-align: left; }
-td:first-child { white-space: nowrap; }
+td:first-child, td:not(.text) { white-space: nowrap; }
 .charts { display: flex; flex-wrap: wrap; align-items: flex-end; gap: 0 1.5rem; }
 svg { max-width: 100%; height: auto; margin: .6rem 0; }
 .scroll { overflow-x: auto; } .note { color: #495057; font-size: .86rem; }
