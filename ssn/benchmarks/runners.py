@@ -170,7 +170,7 @@ class TorchBackend:
     def __init__(self, engine: Engine, detector: Detector, threads: int) -> None:
         import torch
 
-        from ssn.benchmarks.gpu_torch import TorchDetector
+        from ssn.benchmarks.gpu.detector import TorchDetector
 
         torch.set_num_threads(threads)
         self._engine, self._threads = engine, threads

@@ -84,9 +84,9 @@ def run_variants(suite: Suite, *, minutes: float | None, say: Say) -> Path:
     `minutes` are for the times of each model's steps; accuracy takes as long as it takes.
     """
     from ssn.benchmarks.contenders import slice_bundle
-    from ssn.benchmarks.lesioned import make_lesioned
-    from ssn.benchmarks.trained_steps import measure_trained_steps
-    from ssn.benchmarks.variants import Ground, heavy_steps, measure_files, measure_variants, steps
+    from ssn.benchmarks.steps.lesioned import make_lesioned
+    from ssn.benchmarks.steps.trained import measure_trained_steps
+    from ssn.benchmarks.steps.variants import Ground, heavy_steps, measure_files, measure_variants, steps
     from ssn.core.bundle import load_bundle
     from ssn.runtime.packaged import DEFAULT_BUNDLE, DEMO_VOLUME
 

@@ -102,7 +102,7 @@ def gpu(
     The models are made on the spot with random weights. What fails is recorded with its reason.
     """
     with user_errors():
-        from ssn.benchmarks.gpu import require_gpu, run_gpu_suite
+        from ssn.benchmarks.gpu.suite import require_gpu, run_gpu_suite
         from ssn.benchmarks.slice_models import MODELS
         from ssn.core.errors import OutputError
 

@@ -178,8 +178,8 @@ def report(
 ) -> None:
     """Write one self-contained report: charts, tables, the claim, environment and raw data."""
     with user_errors():
-        from ssn.benchmarks.rendering import as_html, as_markdown
-        from ssn.benchmarks.report import build_sections
+        from ssn.benchmarks.pages.rendering import as_html, as_markdown
+        from ssn.benchmarks.pages.report import build_sections
         from ssn.benchmarks.results import load_results, read_ablation, read_json
         from ssn.core.atomic import write_text_atomic
         from ssn.core.errors import BackendError, OutputError
@@ -217,7 +217,7 @@ def performance(
 ) -> None:
     """Write docs/performance.md: the claim, and every step with its time before and after."""
     with user_errors():
-        from ssn.benchmarks.performance_page import performance_page
+        from ssn.benchmarks.pages.performance import performance_page
         from ssn.benchmarks.results import load_results, read_ablation, read_json
         from ssn.core.atomic import write_text_atomic
 

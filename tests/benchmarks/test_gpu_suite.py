@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from ssn.benchmarks.gpu import _add_roofline
-from ssn.benchmarks.gpu_timing import attempt
+from ssn.benchmarks.gpu.suite import _add_roofline
+from ssn.benchmarks.gpu.timing import attempt
 from ssn.benchmarks.measure import Spread, environment, interleaved
 from ssn.benchmarks.phantom import write_phantom
 from ssn.cli.bench import app
@@ -60,7 +60,7 @@ def test_the_script_refuses_a_site_that_is_not_there(tmp_path):
 def test_the_torch_reference_computes_what_the_bundle_computes(tiny_detector, tiny_bundle, tmp_path):
     import torch
 
-    from ssn.benchmarks.gpu_torch import TorchDetector
+    from ssn.benchmarks.gpu.detector import TorchDetector
 
     bundle = load_bundle(tiny_bundle)
     scan = write_phantom(tmp_path / "phantom.nii.gz", zoom=4.0)
@@ -73,7 +73,7 @@ def test_the_torch_reference_computes_what_the_bundle_computes(tiny_detector, ti
 
 
 def test_flops_are_those_of_the_matrices(tiny_detector):
-    from ssn.benchmarks.gpu_torch import count_flops
+    from ssn.benchmarks.gpu.detector import count_flops
 
     encoder, flow = count_flops(tiny_detector)
     channels, code = tiny_detector.network.channels, 24

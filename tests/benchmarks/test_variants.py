@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from brains import brain_file
 
-from ssn.benchmarks.brain_box import Box, box_of, cut_to_box
-from ssn.benchmarks.lesioned import Lesioned, mean_auprc
-from ssn.benchmarks.tables import accuracy_mark
-from ssn.benchmarks.variants import Ground, Step, measure_variants
-from ssn.benchmarks.ways import Way, compute_map, open_way, quantised
+from ssn.benchmarks.pages.tables import accuracy_mark
+from ssn.benchmarks.steps.brain_box import Box, box_of, cut_to_box
+from ssn.benchmarks.steps.lesioned import Lesioned, mean_auprc
+from ssn.benchmarks.steps.variants import Ground, Step, measure_variants
+from ssn.benchmarks.steps.ways import Way, compute_map, open_way, quantised
 from ssn.core.bundle import ENCODER_FILE, load_bundle
 from ssn.core.volume import read_volume
 from ssn.export.int8 import sensitive_convolutions

@@ -134,7 +134,7 @@ def test_the_pipeline_over_torch_says_what_the_cpu_says(tiny_detector, bundle, s
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
         pytest.skip("this torch has no CUDA")
-    from ssn.benchmarks.gpu_torch import TorchDetector, TorchStages
+    from ssn.benchmarks.gpu.detector import TorchDetector, TorchStages
 
     layout = BatchLayout.of(bundle.spec)
     batches = list(plan_batches(stack, bundle.spec.occupancy, 24))

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ssn.benchmarks.results import Results, rows_of
-from ssn.benchmarks.tables import (
+from ssn.benchmarks.pages.tables import (
     Table,
     accuracy_of,
     accuracy_table,
@@ -15,6 +14,7 @@ from ssn.benchmarks.tables import (
     number,
     step_table,
 )
+from ssn.benchmarks.results import Results, rows_of
 
 
 def performance_page(

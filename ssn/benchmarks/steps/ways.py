@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ssn.benchmarks.brain_box import Box, cut_to_box
 from ssn.benchmarks.runners import choose_engines, open_slices
+from ssn.benchmarks.steps.brain_box import Box, cut_to_box
 from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, Bundle, ModelSpec, write_bundle
 from ssn.core.intensity import normalise
 from ssn.core.scoring import cell_scores, smooth_map

@@ -19,11 +19,11 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from ssn.benchmarks.brain_box import Box, box_of
-from ssn.benchmarks.lesioned import Lesioned, mean_auprc
 from ssn.benchmarks.measure import Clock, Ratio, Spread, timed_rounds
 from ssn.benchmarks.runners import choose_engines, engine_problem
-from ssn.benchmarks.ways import Way, open_way
+from ssn.benchmarks.steps.brain_box import Box, box_of
+from ssn.benchmarks.steps.lesioned import Lesioned, mean_auprc
+from ssn.benchmarks.steps.ways import Way, open_way
 from ssn.core.bundle import Bundle
 from ssn.core.scoring import volume_score
 from ssn.core.volume import read_volume, write_map

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ssn.benchmarks.gpu_timing import WARM_UP, Report, attempt, consume, end_to_end, peak_memory, time_variants
+from ssn.benchmarks.gpu.timing import WARM_UP, Report, attempt, consume, end_to_end, peak_memory, time_variants
 from ssn.benchmarks.measure import environment, interleaved
 from ssn.benchmarks.phantom import write_phantom
 from ssn.benchmarks.slice_models import MODELS, ModelName, make_bundle
@@ -82,7 +82,7 @@ def run_gpu_suite(
         If the JSON can't be written.
     """
     device = require_gpu()
-    from ssn.benchmarks.gpu_torch import matmul_rate
+    from ssn.benchmarks.gpu.detector import matmul_rate
 
     report: Report = {"environment": environment(), "rounds": rounds, "slices_a_batch": max_batch, "models": {}}
 
@@ -108,7 +108,7 @@ def _measure_model(
     part: Report, model: ModelName, scratch: Path, device: Device, rounds: int, max_batch: int
 ) -> Iterator[str]:
     """Measure one model, part by part; yields what comes next."""
-    from ssn.benchmarks.gpu_torch_times import time_torch, time_torch_pipeline
+    from ssn.benchmarks.gpu.torch_times import time_torch, time_torch_pipeline
 
     yield "making the bundle"
     scan = write_phantom(scratch / "phantom.nii.gz")
@@ -137,7 +137,7 @@ def _measure_model(
 
 
 def _flops(detector: Detector, batches: Sequence[Batch], slices_a_window: int) -> Report:
-    from ssn.benchmarks.gpu_torch import count_flops
+    from ssn.benchmarks.gpu.detector import count_flops
 
     encoder, flow = count_flops(detector)
     windows = sum(len(batch.slices) // slices_a_window for batch in batches)

@@ -6,9 +6,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ssn.benchmarks.rendering import Section
-from ssn.benchmarks.results import Results, rows_of
-from ssn.benchmarks.tables import (
+from ssn.benchmarks.pages.rendering import Section
+from ssn.benchmarks.pages.tables import (
     Table,
     accuracy_of,
     accuracy_table,
@@ -19,6 +18,7 @@ from ssn.benchmarks.tables import (
     percent,
     step_table,
 )
+from ssn.benchmarks.results import Results, rows_of
 
 Row = Mapping[str, Any]
 
@@ -48,7 +48,7 @@ def build_sections(
             if any("group" in row for row in own):
                 section.header, section.rows = _table(own, kind, accuracy)
             if charts and drawn:
-                from ssn.benchmarks.charts import bars
+                from ssn.benchmarks.pages.charts import bars
 
                 section.charts.append(bars(drawn, value, unit))
             yield section
@@ -159,7 +159,7 @@ def _stage_sections(results: Results, charts: bool) -> Iterator[Section]:
         ]
         section = Section("Time by stage", text="Medians, ms.", header=("method", "engine", *stages), rows=table)
         if charts:
-            from ssn.benchmarks.charts import stages as draw
+            from ssn.benchmarks.pages.charts import stages as draw
 
             section.charts.append(draw(rows))
         yield section
@@ -215,7 +215,7 @@ def _by_slices(row: Row) -> dict[str, Sequence[Row]]:
 
 
 def _scaling_charts(row: Row) -> list[str]:
-    from ssn.benchmarks.charts import lines
+    from ssn.benchmarks.pages.charts import lines
 
     found: list[str] = []
     cohorts = row.get("scaling")
@@ -254,7 +254,7 @@ def _roofline_sections(results: Results, charts: bool) -> Iterator[Section]:
             rows=[[name, number(x), number(y), f"{100 * y / roof:.0f} %"] for name, _, x, y in points],
         )
         if charts:
-            from ssn.benchmarks.charts import roofline
+            from ssn.benchmarks.pages.charts import roofline
 
             section.charts.append(roofline(points, roof or 0.0))
         yield section

@@ -8,8 +8,8 @@ from functools import partial
 
 import torch
 
-from ssn.benchmarks.gpu_timing import WARM_UP, Report, Runner, attempt, time_variants
-from ssn.benchmarks.gpu_torch import TorchDetector, TorchStages
+from ssn.benchmarks.gpu.detector import TorchDetector, TorchStages
+from ssn.benchmarks.gpu.timing import WARM_UP, Report, Runner, attempt, time_variants
 from ssn.benchmarks.measure import interleaved
 from ssn.core.bundle import Bundle
 from ssn.core.errors import BackendError

@@ -12,7 +12,7 @@ from typing import Any
 from ssn.benchmarks.measure import Ratio, Spread, timed_rounds
 from ssn.benchmarks.runners import choose_engines, open_slices
 from ssn.benchmarks.slice_models import ModelName, make_bundle, model_config
-from ssn.benchmarks.ways import Way, compute_map
+from ssn.benchmarks.steps.ways import Way, compute_map
 
 
 @dataclass(frozen=True)

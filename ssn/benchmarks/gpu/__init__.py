@@ -1,0 +1,1 @@
+"""The suite that needs a GPU: docs/gpu.md."""
