@@ -212,7 +212,7 @@ def evaluate(
         from ssn.train.distributed import choose_device
 
         detector = load_checkpoint(checkpoint).to(choose_device(device))
-        method = measuring.detector_method(detector, load_calibration(checkpoint), checkpoint / "features")
+        method = measuring.DetectorMethod(detector, load_calibration(checkpoint), checkpoint / "features")
         test = open_split(data, "test", layout, contrast)
         # Another data set lies as it lies: a forced layout is the first one's.
         chosen_on = open_split(validation or data, "validation", None if validation else layout, contrast)

@@ -79,17 +79,25 @@ def detector_log_likelihood(
     return stack, found.places.numpy(), torch.cat(values).numpy()
 
 
-def detector_method(detector: Detector, calibration: Calibration, cache: Path | None = None) -> Method:
-    """Make the trained detector a method."""
-    reader = FeatureReader(detector.network, cache)
+class DetectorMethod:
+    """The trained detector as a method.
 
-    def method(path: Path) -> ScoredVolume:
+    Attributes
+    ----------
+    threshold : of its map, from healthy volumes each of which was left out of what it was compared with
+    """
+
+    def __init__(self, detector: Detector, calibration: Calibration, cache: Path | None = None) -> None:
+        self.threshold = calibration.threshold
+        self._detector, self._calibration = detector, calibration
+        self._reader = FeatureReader(detector.network, cache)
+
+    def __call__(self, path: Path) -> ScoredVolume:
+        """Score a volume."""
         volume = read_volume(path)
-        stack, places, values = detector_log_likelihood(detector, volume, reader)
-        score_map = anomaly_map(values, places, stack, calibration)
+        stack, places, values = detector_log_likelihood(self._detector, volume, self._reader)
+        score_map = anomaly_map(values, places, stack, self._calibration)
         return ScoredVolume.of(score_map, stack.brain, volume)
-
-    return method
 
 
 def _slice_metrics(scored: ScoredVolume, mask: NDArray[np.bool_]) -> tuple[float | None, float | None]:

@@ -11,14 +11,23 @@ from trees import ZOOMS, mask, plain, volume
 from typer.testing import CliRunner
 
 from ssn.benchmarks.accuracy import suite
-from ssn.benchmarks.accuracy.measured import HEALTHY_QUANTILE, Splits, candidate_thresholds, measure, voxels_above
+from ssn.benchmarks.accuracy.measured import (
+    HEALTHY_QUANTILE,
+    Splits,
+    candidate_thresholds,
+    healthy_sample,
+    measure,
+    voxels_above,
+)
 from ssn.benchmarks.accuracy.methods import NAMES, known_methods
 from ssn.cli import bench, train
 from ssn.core.errors import DataError
 from ssn.core.metrics import voxel_auprc, voxel_auroc
 from ssn.core.volume import read_volume
+from ssn.train.calibrate import load_calibration
 from ssn.train.cases import Case
-from ssn.train.evaluate import ScoredVolume, lesion_mask
+from ssn.train.checkpoint import load_checkpoint
+from ssn.train.evaluate import DetectorMethod, ScoredVolume, lesion_mask
 from ssn.train.references import HealthyVolumes, intensity_method, reference_method, residual_method
 
 
@@ -251,6 +260,14 @@ def test_another_checkpoint_that_is_none_is_named_before_anything_is_computed(mo
     for wrong in ("wide", "=x", f"ssn={model}"):
         one_line(run("accuracy", model, tmp_path, "--also", wrong, "-o", tmp_path / "a.json"), f"--also {wrong}")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_trained_detector_has_the_threshold_of_its_calibration(model, cases):
+    method = DetectorMethod(load_checkpoint(model), load_calibration(model))
+    found = measure("ssn", method, splits(cases), {}, quiet)
+    assert found.thresholds.healthy == pytest.approx(load_calibration(model).threshold)
+    sample = healthy_sample(method, cases["calibration"], lambda: None)
+    assert found.thresholds.healthy != pytest.approx(float(np.quantile(sample, HEALTHY_QUANTILE)))
 
 
 @pytest.mark.parametrize("name", ["patchcore", "padim", "cflow", "fastflow"])

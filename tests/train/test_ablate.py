@@ -22,9 +22,9 @@ from ssn.train.checkpoint import build_detector
 from ssn.train.datasets import open_split
 from ssn.train.encoder import EncoderConfig
 from ssn.train.evaluate import (
+    DetectorMethod,
     ScoredVolume,
     detector_log_likelihood,
-    detector_method,
     evaluate,
     summarise,
     validation_threshold,
@@ -204,7 +204,7 @@ def test_a_model_is_measured_as_ssn_train_evaluate_measures_it(data, tmp_path):
         [HealthyVolume.of(volume, *detector_log_likelihood(detector, volume, reader)) for volume in healthy],
         windows=TINY.grid.windows, cells=detector.network.cells, sigma=4.0, rate=0.005,
     )  # fmt: skip
-    method = detector_method(detector, calibration, tmp_path)
+    method = DetectorMethod(detector, calibration, tmp_path)
     rows = evaluate(method, data.test, validation_threshold(method, data.validation))
     assert found["summary"] == summarise(rows)
 

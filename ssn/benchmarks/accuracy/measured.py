@@ -19,6 +19,7 @@ from ssn.core.errors import DataError
 from ssn.train.cases import Case
 from ssn.train.evaluate import (
     METRICS,
+    DetectorMethod,
     Method,
     ScoredVolume,
     VolumeAccuracy,
@@ -239,7 +240,9 @@ def measure(name: str, method: Method, splits: Splits, shown: Mapping[str, int],
         return lambda: tell(f"{name}: {what}", next(done), len(cases))
 
     sample = healthy_sample(method, splits.calibration, counting("healthy threshold", splits.calibration))
-    at_healthy = float(np.quantile(sample, HEALTHY_QUANTILE))
+    # A detector compares with these very volumes, so their maps are lower than a new one's: its own threshold is not.
+    own = method.threshold if isinstance(method, DetectorMethod) else None
+    at_healthy = float(np.quantile(sample, HEALTHY_QUANTILE)) if own is None else own
     scores, masks = lesioned_voxels(method, splits.validation, counting("validation", splits.validation))
     at_validation = metrics.best_dice_threshold(scores, masks)
     lesion_values = np.concatenate([values[labels] for values, labels in zip(scores, masks, strict=True)])

@@ -13,7 +13,7 @@ from ssn.benchmarks.accuracy.peers import PeerBudget, PeerName, fit_peer, health
 from ssn.core.errors import DataError
 from ssn.train.calibrate import load_calibration
 from ssn.train.checkpoint import load_checkpoint
-from ssn.train.evaluate import Method, detector_method
+from ssn.train.evaluate import DetectorMethod, Method
 from ssn.train.references import HealthyVolumes, intensity_method, reference_method, residual_method
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def all_methods(
     """Say how to make each trained checkpoint, and each named method as `known_methods` does."""
 
     def build(path: Path) -> Method:
-        return detector_method(load_checkpoint(path), load_calibration(path), path / "features")
+        return DetectorMethod(load_checkpoint(path), load_calibration(path), path / "features")
 
     trained = {name: partial(build, path) for name, path in checkpoints.items()}
     return trained | known_methods(names, train, sigma, tell)
