@@ -105,12 +105,12 @@ def measure_variants(
     problems: dict[str, str] = {}
     for step in todo:
         problem = engine_problem(choose_engines([step.after.engine])[0])
-        try:
-            if problem is None and ground.lesioned:
-                say(f"{step.name}: {len(ground.lesioned)} volumes with lesions")
+        if problem is None and ground.lesioned:
+            say(f"{step.name}: {len(ground.lesioned)} volumes with lesions")
+            try:
                 _measure_auprc(step, ground, box, found)
-        except Exception as error:  # an engine may lack an operator that this step needs
-            problem = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            except Exception as error:  # an engine may lack an operator that this step needs
+                problem = _reason(error)
         if problem is not None:
             problems[step.name] = problem
     clock = Clock(minutes, len(todo) - len(problems))
@@ -121,7 +121,14 @@ def measure_variants(
             continue
         say(step.name)
         auprc = (found[step.before], found[step.after]) if ground.lesioned else None
-        yield {**row, **_compare(step, ground, box, clock.share(), auprc)}
+        try:
+            yield {**row, **_compare(step, ground, box, clock.share(), auprc)}
+        except Exception as error:  # as above, where no lesion was looked for
+            yield {**row, "problem": _reason(error)}
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _measure_auprc(step: Step, ground: Ground, box: Box, found: dict[Way, float]) -> None:
