@@ -84,7 +84,7 @@ def main() -> None:
         "",
         "Semi-synthetic T1: good for comparing methods side by side, not clinical accuracy. Means over volumes, brain "
         "voxels only, at 1 mm. *Dice*: at the threshold that is best on validation volumes. *Dice, healthy threshold*: at "
-        "one that healthy volumes alone decide, as the bundle's own is. The references see the same volumes, grid and "
+        "one that healthy volumes alone decide; this model's is the bundle's own. The references see the same volumes, grid and "
         "smoothing.",
         "",
         *table(same, groups),
