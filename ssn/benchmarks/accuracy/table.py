@@ -80,8 +80,9 @@ def markdown(results: Results) -> str:
     """Everything as Markdown, to be included in a page."""
     lines = [
         "Means over test volumes, brain voxels only. The healthy threshold is the 99.5 % quantile of a method's map "
-        "over healthy calibration volumes; ml wrong are those above it. The oracle's threshold was fitted to the test "
-        "volumes themselves: it bounds what a threshold could do, and is not to be compared with another column.",
+        "over healthy calibration volumes, of a trained detector that of its calibration; ml wrong are those above it. "
+        "The oracle's threshold was fitted to the test volumes themselves: it bounds what a threshold could do, and is "
+        "not to be compared with another column.",
         "",
         *overall(results),
         "AUPRC by size and kind of lesion (number of volumes):",
