@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -61,7 +62,7 @@ def infer(
         from ssn.core.bundle import load_bundle
         from ssn.runtime.backend import DEFAULT_BATCH
         from ssn.runtime.choose import Request, open_backend
-        from ssn.runtime.cohort import find_jobs, run_jobs, volumes_at_once
+        from ssn.runtime.cohort import TABLE_FILE, find_jobs, run_jobs, volumes_at_once
         from ssn.runtime.memory import MEGABYTE
         from ssn.runtime.packaged import DEFAULT_BUNDLE, DEMO_VOLUME
 
@@ -97,7 +98,9 @@ def infer(
                 elif as_json:
                     typer.echo(json.dumps(outcome.record))
                 elif outcome.record is not None:
-                    typer.echo(_line(outcome.record, outcome.seconds, str(output / outcome.job.name)))
+                    # Volumes of a cohort overlap, so that one alone has no time of its own.
+                    took = f"; {outcome.seconds:.1f} s" if len(jobs) == 1 else ""
+                    typer.echo(f"{_line(outcome.record)}{took} -> {output / outcome.job.name}_anomaly.nii.gz")
 
             outcomes = run_jobs(
                 jobs,
@@ -112,15 +115,25 @@ def infer(
                 progress=progress,
                 finished=finished,
             )
+        if len(jobs) > 1:
+            typer.echo(_total(outcomes, output / TABLE_FILE), err=True)
         if any(outcome.error for outcome in outcomes):
             raise typer.Exit(1)
 
 
-def _line(record: dict, seconds: float, where: str) -> str:  # type: ignore[type-arg]
+def _line(record: dict) -> str:  # type: ignore[type-arg]
     volume, found = record["volume"], record["map"]
     verdict = "ABOVE the range of healthy volumes" if volume["abnormal"] else "within the range of healthy volumes"
     return (
         f"{record['input']['name']}: score {volume['score']:.2f}, {verdict} (threshold {volume['threshold']:.2f}, "
-        f"p = {volume['p_value']:.3f}); {found['above_threshold_ml']:.1f} ml above z {found['threshold_z']:.2f}; "
-        f"{seconds:.1f} s -> {where}_anomaly.nii.gz"
+        f"p = {volume['p_value']:.3f}); {found['above_threshold_ml']:.1f} ml above z {found['threshold_z']:.2f}"
     )
+
+
+def _total(outcomes: Sequence[Outcome], table: Path) -> str:
+    bad = sum(outcome.error is not None for outcome in outcomes)
+    seconds = sum(outcome.seconds for outcome in outcomes)
+    line = f"{len(outcomes)} volumes in {seconds:.1f} s"
+    if bad:
+        line += f", {bad} of them with an error"
+    return line if bad == len(outcomes) else f"{line}: {table}"

@@ -1,5 +1,6 @@
 import gzip
 import json
+import re
 import shutil
 import sys
 import tomllib
@@ -84,6 +85,8 @@ def test_a_folder_gives_a_table_and_a_bad_volume_does_not_stop_it(tmp_path, tiny
     assert table[0].startswith("file,score,p_value")
     assert len(table) == 4
     assert table[3].startswith("c.nii.gz,")
+    last = result.stderr.splitlines()[-1]
+    assert re.fullmatch(r"3 volumes in \d+\.\d s, 1 of them with an error: .*scores\.csv", last)
     assert [json.loads(line)["input"]["name"] for line in result.stdout.splitlines()] == ["a.nii.gz", "b.nii.gz"]
 
 
