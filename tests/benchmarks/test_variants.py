@@ -7,7 +7,7 @@ from brains import brain_file
 
 from ssn.benchmarks.pages.tables import accuracy_mark
 from ssn.benchmarks.steps.brain_box import Box, box_of, cut_to_box
-from ssn.benchmarks.steps.lesioned import Lesioned, mean_auprc
+from ssn.benchmarks.steps.lesioned import mean_auprc
 from ssn.benchmarks.steps.variants import Ground, Step, measure_variants
 from ssn.benchmarks.steps.ways import Way, compute_map, open_way, quantised
 from ssn.core.bundle import ENCODER_FILE, load_bundle
@@ -16,6 +16,7 @@ from ssn.export.int8 import sensitive_convolutions
 from ssn.export.precision import read_model
 from ssn.runtime.onnxruntime import OnnxRuntimeBackend
 from ssn.runtime.pipeline import infer_volume
+from ssn.train.cases import Case
 
 WAYS = {
     "plain": Way(all_slices=True, all_cells=True, scipy_map=True),
@@ -155,7 +156,7 @@ def test_a_step_has_its_lesions_beside_it_and_one_that_does_not_run_has_its_reas
     mask = np.zeros(image.shape, np.uint8)
     mask[tuple(slice(side // 2 - 2, side // 2 + 2) for side in image.shape)] = 1
     nib.save(nib.Nifti1Image(mask, image.affine), tmp_path / "mask.nii.gz")
-    lesioned = [Lesioned(scan, tmp_path / "mask.nii.gz")]
+    lesioned = [Case(scan, "scan", "scan", "test", mask=tmp_path / "mask.nii.gz")]
     ground = Ground(load_bundle(tiny_bundle), scan, tmp_path, lesioned)
     todo = [Step("same", Way(), Way()), Step("odd", Way(), Way(engine="onnxruntime tensorrt"))]
     same, odd = measure_variants(ground, todo, minutes=0.001)

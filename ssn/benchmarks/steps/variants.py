@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 from ssn.benchmarks.measure import Clock, Ratio, Spread, timed_rounds
 from ssn.benchmarks.runners import choose_engines, engine_problem
 from ssn.benchmarks.steps.brain_box import Box, box_of
-from ssn.benchmarks.steps.lesioned import Lesioned, mean_auprc
+from ssn.benchmarks.steps.lesioned import mean_auprc
 from ssn.benchmarks.steps.ways import Way, open_way
 from ssn.core.bundle import Bundle
 from ssn.core.scoring import volume_score
 from ssn.core.volume import read_volume, write_map
+from ssn.train.cases import Case
 
 FEWEST, MOST = 5, 20  # rounds
 
@@ -81,11 +82,11 @@ class Ground:
     bundle: Bundle
     scan: Path
     folder: Path
-    lesioned: Sequence[Lesioned] = ()
+    lesioned: Sequence[Case] = ()
 
     def box(self) -> Box:
         """Return the box that holds the brains of all its volumes."""
-        paths = [self.scan, *(volume.image for volume in self.lesioned)]
+        paths = [self.scan, *(case.image for case in self.lesioned)]
         return box_of([self.bundle.spec.cut(read_volume(path)) for path in paths])
 
 
