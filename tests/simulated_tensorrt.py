@@ -29,9 +29,16 @@ class DynamicShapesKernelSpecializationStrategy(enum.Enum):
 
 class _Config:
     dynamic_shapes_kernel_specialization_strategy = DynamicShapesKernelSpecializationStrategy.LAZY
+    cache = None
 
     def set_execution_context_allocation_strategy(self, strategy):
         self.strategy = strategy
+
+    def create_runtime_cache(self):
+        return object()
+
+    def set_runtime_cache(self, cache):
+        self.cache = cache
 
 
 class _Context:
@@ -97,7 +104,14 @@ class _Engine:
     def create_execution_context(self, config):
         assert config.strategy is ExecutionContextAllocationStrategy.USER_MANAGED
         assert config.dynamic_shapes_kernel_specialization_strategy is DynamicShapesKernelSpecializationStrategy.EAGER
+        assert config.cache is not None, "every context would compile its kernels anew"
         return _Context(self)
+
+
+class EngineInvalidityDiagnostics(enum.IntEnum):
+    VERSION_MISMATCH = 1
+    UNSUPPORTED_CC = 2
+    OLD_CUDA_DRIVER = 4
 
 
 class SimulatedTensorRT:
@@ -107,6 +121,7 @@ class SimulatedTensorRT:
     ILogger = ILogger
     ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy
     DynamicShapesKernelSpecializationStrategy = DynamicShapesKernelSpecializationStrategy
+    EngineInvalidityDiagnostics = EngineInvalidityDiagnostics
 
     def __init__(self, cuda, version, dtypes):
         self.cuda, self.__version__, self.dtypes = cuda, version, dtypes
@@ -134,3 +149,6 @@ class _Runtime:
         assert self.engine_host_code_allowed is False, "host code must be off before anything is deserialised"
         self.module.deserialised += 1
         return _Engine(self.module, data) if data[:1] == b"\x08" else None
+
+    def get_engine_validity(self, data):
+        return None, 2  # as on a GPU that it does not know

@@ -28,6 +28,8 @@ class PeakDeviceMemory:
 
     def as_json(self) -> dict[str, float | str]:
         """Peak in MB, or the reason why there is none."""
+        if self.problem is None and self.peak == 0:
+            self.problem = "NVML names no memory of this process"
         if self.problem is not None:
             return {"no_device_memory": self.problem}
         return {"device_peak_mb": round(self.peak / MEGABYTE, 1)}
@@ -51,12 +53,16 @@ class PeakDeviceMemory:
     def _sample(self, nvml: Any, handles: list[Any]) -> None:
         own = os.getpid()
         while not self._done.wait(_SAMPLED_EVERY):
-            used = sum(
-                process.usedGpuMemory or 0
-                for handle in handles
-                for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle)
-                if process.pid == own
-            )
+            try:
+                used = sum(
+                    process.usedGpuMemory or 0
+                    for handle in handles
+                    for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+                    if process.pid == own
+                )
+            except nvml.NVMLError as error:
+                self.problem = f"NVML: {error}"
+                return
             self.peak = max(self.peak, used)
 
     def __exit__(self, *error: object) -> None:

@@ -187,6 +187,9 @@ def build_engine(
         raise ExportError(f"{name}: {module.__name__} {module.__version__} does not take the graph ({reason})")
     config = builder.create_builder_config()
     config.clear_flag(module.BuilderFlag.TF32)  # FP32 in the graph means FP32
+    if hasattr(module.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+        # TensorRT-RTX would take memory of its own at some shapes, and such an engine cannot be captured in a graph.
+        config.set_flag(module.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if workspace_mb is not None:
         config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, workspace_mb * 2**20)
     if target.name is not None:
@@ -254,4 +257,4 @@ def inspect_engine(module: Any, data: bytes) -> list[str]:
         return []
     inspector = engine.create_engine_inspector()
     line = module.LayerInformationFormat.ONELINE
-    return [inspector.get_layer_information(index, line).strip() for index in range(engine.num_layers)]
+    return [(inspector.get_layer_information(index, line) or "").strip() for index in range(engine.num_layers)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import time
 from collections.abc import Generator, Iterable
 from types import TracebackType
@@ -80,6 +82,8 @@ class OnnxRuntimeBackend:
         self.max_slices: int | None = None if provider == "cpu" else _GPU_BATCH
         self._device = "cpu" if provider == "cpu" else "cuda"
         chain = _chain(provider, memory_limit)
+        if provider != "cpu":
+            _preload()
         self._encoder = self._session(bundle, ENCODER_FILE, options, chain)
         self._flow = self._session(bundle, FLOW_FILE, options, chain)
 
@@ -149,9 +153,16 @@ class OnnxRuntimeBackend:
         del self._encoder, self._flow
 
 
+def _preload() -> None:
+    """Load CUDA and cuDNN out of NVIDIA's wheels, where no loader looks; without them no session starts."""
+    if hasattr(ort, "preload_dlls"):  # ONNX Runtime 1.21
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it lacks among our own output
+            ort.preload_dlls()
+
+
 def _chain(provider: Provider, memory_limit: int | None) -> list[tuple[str, dict[str, str]]]:
     """List the provider and those that compute what it can't, with their options."""
-    cuda = {"arena_extend_strategy": "kSameAsRequested"}
+    cuda = {"arena_extend_strategy": "kSameAsRequested", "use_tf32": "0"}  # FP32 in the graph means FP32
     if memory_limit is not None:
         cuda["gpu_mem_limit"] = str(memory_limit // 2)
     chain: list[tuple[str, dict[str, str]]] = [(PROVIDERS["cpu"], {})]

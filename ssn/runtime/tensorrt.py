@@ -23,6 +23,10 @@ from ssn.runtime.device_pipeline import DevicePipeline, Slot, batch_shapes
 from ssn.runtime.memory import MEGABYTE, BatchLayout, Footprint, fit_windows
 from ssn.runtime.schedule import DEFAULT_SLOTS, Schedule
 
+# Kernels that TensorRT for RTX has compiled, by module: they must outlive every context, and a second engine or a
+# second context of the same shapes need not wait for them again.
+_COMPILED: dict[str, Any] = {}
+
 
 class TensorRTBackend:
     """Two engines, deserialised from verified bytes.
@@ -34,6 +38,11 @@ class TensorRTBackend:
     batch : slices at once; as many as the engines take if not given
     memory_limit : bytes on the device; it lowers the batch
     overlap, graphs : off only to measure what they bring
+
+    Attributes
+    ----------
+    pipeline : what the engines run in
+    peak_bytes : on the device
 
     Raises
     ------
@@ -70,7 +79,7 @@ class TensorRTBackend:
             footprint = Footprint(layout, schedule.slots, weights, self._stages.workspace)
             windows = fit_windows(footprint, memory_limit, most)
             self._stages.reserve(windows)
-            self._pipeline = DevicePipeline(self._cuda, layout, windows, self._stages, schedule, graphs=graphs)
+            self.pipeline = DevicePipeline(self._cuda, layout, windows, self._stages, schedule, graphs=graphs)
         except BaseException:
             self._cuda.release()
             raise
@@ -92,13 +101,14 @@ class TensorRTBackend:
             "driver": self._cuda.device.driver,
             "batch": self.max_slices,
             "streams": len(self._schedule.lanes),
-            "cuda_graphs": self._pipeline.graphs,
+            "cuda_graphs": self.pipeline.graphs,
+            "graph_problem": self.pipeline.graph_problem,
             "device_memory_mb": round(self.peak_bytes / MEGABYTE, 1),
         }
 
     def run(self, batches: Iterable[Batch], times: StageTimes) -> Generator[NDArray[np.float32], None, None]:
         """Log-likelihood per dimension (L,) of each batch's places, in order."""
-        return self._pipeline.run(batches, times)
+        return self.pipeline.run(batches, times)
 
     def __enter__(self) -> Self:
         return self
@@ -157,10 +167,19 @@ class _Engines:
         self._workspace, self._workspace_bytes = 0, 0
 
     def _deserialise(self, entry: EngineEntry, name: str) -> Any:
-        engine = self._runtime.deserialize_cuda_engine(read_engine(entry, name))
+        data = read_engine(entry, name)
+        engine = self._runtime.deserialize_cuda_engine(data)
         if engine is None:
-            raise BackendError(f"{entry.folder / name}: {self._module.__name__} refuses it ({self._logger.last})")
+            reasons = ", ".join([self._logger.last, *self._diagnoses(data)])
+            raise BackendError(f"{entry.folder / name}: {self._module.__name__} refuses it ({reasons})")
         return engine
+
+    def _diagnoses(self, data: bytes) -> list[str]:
+        """Say what TensorRT for RTX finds wrong with an engine on this GPU, in its own words."""
+        if not hasattr(self._runtime, "get_engine_validity"):
+            return []
+        found = int(self._runtime.get_engine_validity(data)[1])
+        return [name for name, bit in self._module.EngineInvalidityDiagnostics.__members__.items() if found & int(bit)]
 
     def _new_context(self, name: str) -> Any:
         module, engine = self._module, self._engines[name]
@@ -173,8 +192,15 @@ class _Engines:
             config = engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(user_managed)
             config.dynamic_shapes_kernel_specialization_strategy = kernels.EAGER
+            if module.__name__ not in _COMPILED:
+                _COMPILED[module.__name__] = config.create_runtime_cache()
+            config.set_runtime_cache(_COMPILED[module.__name__])
             context = engine.create_execution_context(config)
-        if context is None or not context.set_optimization_profile_async(0, int(self._stream)):
+        try:
+            ready = context is not None and context.set_optimization_profile_async(0, int(self._stream))
+        except RuntimeError as error:  # the binding's own way to say no
+            raise BackendError(f"{name}: {error} ({self._logger.last})") from error
+        if not ready:
             raise BackendError(f"{name}: no execution context ({self._logger.last})")
         self._cuda.synchronize_stream(self._stream)
         return context

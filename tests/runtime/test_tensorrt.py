@@ -114,9 +114,19 @@ def test_a_modified_engine_is_refused_before_tensorrt_sees_it(bundle, here):
 def test_what_tensorrt_refuses_is_one_clear_line(bundle, here):
     write(bundle)
     (entry,) = find_engines(bundle)
-    with pytest.raises(BackendError, match=r"encoder.engine: tensorrt_rtx refuses it") as refused:
+    with pytest.raises(BackendError, match=r"encoder.engine: tensorrt_rtx refuses it \(.*UNSUPPORTED_CC\)") as refused:
         TensorRTBackend(bundle, entry)
     assert "\n" not in str(refused.value)
+
+
+def test_a_binding_that_raises_is_one_clear_line_too(bundle, here, monkeypatch):
+    def refuse(self, profile, stream):
+        raise RuntimeError("Error in set optimization profile async.")
+
+    monkeypatch.setattr("simulated_tensorrt._Context.set_optimization_profile_async", refuse)
+    with pytest.raises(BackendError, match=r"encoder.engine: Error in set optimization profile"):
+        TensorRTBackend(bundle, entry_for(bundle))
+    assert here[0].released
 
 
 def test_ctrl_c_in_the_middle_gives_everything_back(bundle, here, tmp_path):
@@ -141,8 +151,9 @@ def test_the_simulation_has_only_names_that_tensorrt_has():
         (_Config, real.IRuntimeConfig),
         (_Runtime, real.Runtime),
     ):
-        used = {name for name in vars(simulated) if not name.startswith("_")}
+        used = {name for name in vars(simulated) if not name.startswith("_")} - {"cache"}
         assert used <= set(dir(genuine))
+    assert int(real.EngineInvalidityDiagnostics.UNSUPPORTED_CC) == 2
     assert real.ExecutionContextAllocationStrategy.USER_MANAGED
     assert real.DynamicShapesKernelSpecializationStrategy.EAGER
     assert real.ILogger.Severity.INTERNAL_ERROR != real.ILogger.Severity.ERROR

@@ -54,6 +54,8 @@ class TorchDetector(nn.Module):
             _dynamo.config.cache_size_limit = 64  # shapes are few, but more than its default of 8
             self.encode = torch.compile(self.network, dynamic=False)
             self.score = torch.compile(self._score, dynamic=False)
+        if device == "cuda":  # weights are copied on a stream that the pipeline's do not wait for
+            torch.cuda.synchronize()
 
     def _score(self, features: Tensor, places: Tensor, first: Tensor) -> Tensor:
         return self.graph.at(features, places, first, self.tables)

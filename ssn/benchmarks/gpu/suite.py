@@ -10,6 +10,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from ssn.core.slices import SliceStack
 from ssn.core.volume import read_volume
 from ssn.runtime.backend import DEFAULT_BATCH, Batch, StageTimes, plan_batches, run_batches
 from ssn.runtime.cuda import find_device
+from ssn.runtime.device_pipeline import DevicePipeline
 from ssn.runtime.memory import MEGABYTE
 from ssn.runtime.onnxruntime import OnnxRuntimeBackend
 from ssn.runtime.tensorrt import TensorRTBackend
@@ -122,18 +124,19 @@ def _measure_model(
         "batches": len(batches),
     }
     part["flops"] = attempt(lambda: _flops(detector, batches, bundle.spec.slices_a_window))
-    yield "building engines"
-    part["engines"] = attempt(lambda: _build(bundle, scan, device, max_batch))
-    yield "comparing every backend"
-    part["check"] = attempt(lambda: _check(bundle, scan))
-    yield "TensorRT"
-    part["tensorrt"] = attempt(lambda: _tensorrt(bundle, stack, batches, scan, rounds))
-    yield "ONNX Runtime with CUDA"
-    part["onnxruntime_cuda"] = attempt(lambda: _onnxruntime(bundle, batches, scan, max_batch, rounds))
+    # What needs no TensorRT comes first: a crash in native code would take the rest with it.
     yield "torch"
     part["torch"] = attempt(lambda: time_torch(detector, batches, rounds))
     yield "the CUDA pipeline over compiled torch"
     part["pipeline_over_torch"] = attempt(lambda: time_torch_pipeline(detector, bundle, batches, max_batch, rounds))
+    yield "ONNX Runtime with CUDA"
+    part["onnxruntime_cuda"] = attempt(lambda: _onnxruntime(bundle, batches, scan, max_batch, rounds))
+    yield "building engines"
+    part["engines"] = _build(bundle, scan, device, max_batch)
+    yield "comparing every backend"
+    part["check"] = attempt(lambda: _check(bundle, scan))
+    yield "TensorRT"
+    part["tensorrt"] = attempt(lambda: _tensorrt(bundle, stack, batches, scan, rounds))
 
 
 def _flops(detector: Detector, batches: Sequence[Batch], slices_a_window: int) -> Report:
@@ -150,12 +153,21 @@ def _flops(detector: Detector, batches: Sequence[Batch], slices_a_window: int) -
 
 
 def _build(bundle: Bundle, scan: Path, device: Device, max_batch: int) -> Report:
-    """Build FP16 engines, gate included, and say where they differ from FP32 on this GPU."""
+    """Build FP16 engines, gate included; for this very GPU where it refuses what was built for any."""
+    result = attempt(lambda: _build_for(None, bundle, scan, device, max_batch))
+    if "problem" in result:
+        refused = result["problem"]
+        result = attempt(lambda: _build_for("current", bundle, scan, device, max_batch))
+        result["without a target"] = refused
+    return result
+
+
+def _build_for(target: str | None, bundle: Bundle, scan: Path, device: Device, max_batch: int) -> Report:
     from ssn.export.build import BuildOptions, build_engines
     from ssn.export.parity import prepare
 
     start = time.perf_counter()
-    options = BuildOptions(precision="fp16", max_batch=max_batch)
+    options = BuildOptions(precision="fp16", max_batch=max_batch, target=target)
     folder, record = build_engines(bundle, [prepare(bundle, scan)], options, device=device)
     return {
         "engine": folder.name,
@@ -186,9 +198,13 @@ def _tensorrt(bundle: Bundle, stack: SliceStack, batches: Sequence[Batch], scan:
 
     result, peak = peak_memory(once)
     result["peak_memory_mb"] = peak
-    result["variants"] = time_variants(
-        lambda overlap, graphs: TensorRTBackend(bundle, entry, overlap=overlap, graphs=graphs), batches, rounds
-    )
+
+    @contextmanager
+    def opened(overlap: bool, graphs: bool) -> Iterator[DevicePipeline]:
+        with TensorRTBackend(bundle, entry, overlap=overlap, graphs=graphs) as backend:
+            yield backend.pipeline
+
+    result["variants"] = time_variants(opened, batches, rounds)
     with TensorRTBackend(bundle, entry) as backend, OnnxRuntimeBackend(bundle) as reference:
         size = backend.max_slices or DEFAULT_BATCH
         _, given = run_batches(backend, stack, bundle.spec.occupancy, size, StageTimes())
@@ -199,19 +215,20 @@ def _tensorrt(bundle: Bundle, stack: SliceStack, batches: Sequence[Batch], scan:
 
 
 def _onnxruntime(bundle: Bundle, batches: Sequence[Batch], scan: Path, max_batch: int, rounds: int) -> Report:
-    def measure() -> Report:
+    def once() -> None:
         with OnnxRuntimeBackend(bundle, provider="cuda") as backend:
-            run = partial(consume, backend, batches, StageTimes())
-            spread = interleaved({"volume": run}, rounds=rounds, warm_up=WARM_UP)["volume"]
-            return {
-                "described": backend.describe(),
-                "volume": spread.as_json(),
-                "end_to_end": end_to_end(backend, bundle, scan, max_batch, rounds),
-            }
+            consume(backend, batches, StageTimes())
 
-    result, peak = peak_memory(measure)
-    result["peak_memory_mb"] = peak
-    return dict(result)
+    _, peak = peak_memory(once)
+    with OnnxRuntimeBackend(bundle, provider="cuda") as backend:
+        run = partial(consume, backend, batches, StageTimes())
+        spread = interleaved({"volume": run}, rounds=rounds, warm_up=WARM_UP)["volume"]
+        return {
+            "described": backend.describe(),
+            "peak_memory_mb": peak,
+            "volume": spread.as_json(),
+            "end_to_end": end_to_end(backend, bundle, scan, max_batch, rounds),
+        }
 
 
 def _add_roofline(part: Report, matmul_tflops: float | Report) -> None:

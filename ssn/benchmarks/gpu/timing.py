@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from ssn.core.bundle import Bundle
 from ssn.core.errors import SsnError
 from ssn.runtime.backend import Backend, Batch, StageTimes
 from ssn.runtime.cuda import Cuda
+from ssn.runtime.device_pipeline import DevicePipeline
 from ssn.runtime.memory import MEGABYTE
 from ssn.runtime.pipeline import infer_volume
 
@@ -34,7 +35,7 @@ T = TypeVar("T")
 class Runner(Protocol):
     """What computes batches."""
 
-    def run(self, batches: Sequence[Batch], times: StageTimes) -> Iterator[Any]:
+    def run(self, batches: Iterable[Batch], times: StageTimes) -> Iterator[Any]:
         """Yield what each batch gives, in order."""
         ...
 
@@ -56,9 +57,12 @@ def consume(runner: Runner, batches: Sequence[Batch], times: StageTimes) -> None
 
 
 def time_variants(
-    opened: Callable[[bool, bool], AbstractContextManager[Runner]], batches: Sequence[Batch], rounds: int
+    opened: Callable[[bool, bool], AbstractContextManager[DevicePipeline]], batches: Sequence[Batch], rounds: int
 ) -> Report:
-    """Time a volume with and without overlapped streams and CUDA graphs, in interleaved rounds."""
+    """Time a volume with and without overlapped streams and CUDA graphs, in interleaved rounds.
+
+    Each result says whether graphs were launched, and if not, though asked for, why.
+    """
     with ExitStack() as stack:
         runners = {name: stack.enter_context(opened(*switches)) for name, switches in _VARIANTS.items()}
         for runner in runners.values():
@@ -71,6 +75,8 @@ def time_variants(
         name: {
             "volume": spread.as_json(),
             "device_ms": {stage: round(s * 1000 / rounds, 3) for stage, s in times[name].seconds.items()},
+            "cuda_graphs": runners[name].graphs,
+            "graph_problem": runners[name].graph_problem,
         }
         for name, spread in spreads.items()
     }
