@@ -207,12 +207,17 @@ def write_bundle(
             for name, data in files.items():
                 (made / name).write_bytes(data)
             (made / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1) + "\n")
+            old = Path(scratch) / "old"
             if folder.exists():
-                for extra in folder.iterdir():  # documents that lie beside the graphs stay
+                # What else lies there stays: documents, and engines, which are held against the graphs before they run.
+                for extra in folder.iterdir():
                     if extra.is_file() and extra.name not in (*files, MANIFEST_FILE):
                         shutil.copy2(extra, made / extra.name)
-                folder.rename(Path(scratch) / "old")
+                folder.rename(old)
             made.rename(folder)
+            for extra in old.iterdir() if old.exists() else ():
+                if extra.is_dir():
+                    extra.rename(folder / extra.name)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written ({error.strerror or error})") from error
     return load_bundle(folder)

@@ -137,9 +137,12 @@ def test_export_replaces_a_bundle_only_when_told_and_nothing_but_a_bundle(
         export_bundle(tiny_detector, tiny_calibration, bundle, **options)
     assert load_bundle(bundle).spec.name == "tiny"
     (bundle / "MODEL_CARD.md").write_text("about")
+    (bundle / "engines" / "one").mkdir(parents=True)
+    (bundle / "engines" / "one" / "flow.engine").write_bytes(b"code")
     export_bundle(tiny_detector, tiny_calibration, bundle, **options, overwrite=True)
     assert load_bundle(bundle).spec.name == "again"
     assert (bundle / "MODEL_CARD.md").read_text() == "about"
+    assert (bundle / "engines" / "one" / "flow.engine").read_bytes() == b"code"
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "thesis.tex").write_text("years of work")
