@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -25,3 +26,19 @@ def test_the_help_of_ssn_infer_loads_no_numerics():
     )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_nothing_reports_home(tiny_bundle, tmp_path):
+    script = f"""
+import ssn
+import onnxruntime
+onnxruntime.InferenceSession({str(tiny_bundle / "flow.onnx")!r})
+try:
+    import openvino
+except ImportError:
+    pass
+"""
+    # Both also keep silent where CI is set, which would make this pass whatever we do.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("CI", "ORT_", "XDG_"))}
+    subprocess.run([sys.executable, "-c", script], env=environment | {"HOME": str(tmp_path)}, check=True)
+    assert list(tmp_path.rglob("*")) == []
