@@ -17,8 +17,9 @@ from ssn.core.atomic import atomic_path
 from ssn.core.bundle import MANIFEST_FILE, Bundle, load_bundle
 from ssn.core.volume import read_volume
 from ssn.runtime.backend import DEFAULT_BATCH, Backend
+from ssn.runtime.outputs import write_outputs
 from ssn.runtime.packaged import DEFAULT_BUNDLE
-from ssn.runtime.pipeline import infer_volume, write_outputs
+from ssn.runtime.pipeline import infer_volume
 
 if TYPE_CHECKING:
     from ssn.benchmarks.baselines import Baseline

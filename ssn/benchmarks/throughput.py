@@ -27,7 +27,8 @@ from ssn.runtime.cohort import Job, run_jobs, volumes_at_once
 from ssn.runtime.machine import cores
 from ssn.runtime.memory import MEGABYTE
 from ssn.runtime.onnxruntime import OnnxRuntimeBackend
-from ssn.runtime.pipeline import infer_volume, write_outputs
+from ssn.runtime.outputs import write_outputs
+from ssn.runtime.pipeline import infer_volume
 
 if TYPE_CHECKING:
     from ssn.benchmarks.baselines import Baseline

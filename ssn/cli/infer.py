@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,11 +18,18 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
+def _finite(threshold: float | None) -> float | None:
+    """Typer callback: the word "nan" is a number to the parser."""
+    if threshold is not None and not math.isfinite(threshold):
+        raise typer.BadParameter("give a number of standard deviations")
+    return threshold
+
+
 @app.command(no_args_is_help=True)
 def infer(
     inputs: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="INPUT...", help="Skull-stripped NIfTI volumes, or folders of them."),
+        typer.Argument(metavar="INPUT...", help="Skull-stripped NIfTI volumes, or folders of them.", readable=False),
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to; made if missing.")] = Path("OUT"),
     model: Annotated[Path | None, typer.Option(help="Model bundle; the packaged T1 model if not given.")] = None,
@@ -32,8 +40,13 @@ def infer(
         int | None, typer.Option(metavar="MB", help="GPU memory that may be used; it lowers the batch.", min=1)
     ] = None,
     threads: ThreadsOption = None,
-    threshold: Annotated[float | None, typer.Option(help="Mask threshold, z; the model's own if not given.")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Mask threshold, z; the model's own if not given.", callback=_finite)
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace existing outputs.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep what an interrupted run finished, and do the rest.")
+    ] = False,
     demo: Annotated[bool, typer.Option("--demo", help="Run the packaged demo volume.")] = False,
     no_png: Annotated[bool, typer.Option("--no-png", help="Write no picture.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the records as JSON lines.")] = False,
@@ -57,8 +70,6 @@ def infer(
     if bool(inputs) == demo:
         raise typer.BadParameter("give INPUT, or --demo", param_hint="INPUT")
     with user_errors():
-        import json
-
         from ssn.core.bundle import load_bundle
         from ssn.runtime.backend import DEFAULT_BATCH
         from ssn.runtime.choose import Request, open_backend
@@ -93,14 +104,7 @@ def infer(
             def finished(outcome: Outcome) -> None:
                 count = int(bar.tasks[0].completed) + 1
                 bar.update(volumes, completed=count)
-                if outcome.error is not None:
-                    typer.echo(f"Error: {outcome.error}", err=True)
-                elif as_json:
-                    typer.echo(json.dumps(outcome.record))
-                elif outcome.record is not None:
-                    # Volumes of a cohort overlap, so that one alone has no time of its own.
-                    took = f"; {outcome.seconds:.1f} s" if len(jobs) == 1 else ""
-                    typer.echo(f"{_line(outcome.record)}{took} -> {output / outcome.job.name}_anomaly.nii.gz")
+                _tell(outcome, output, as_json=as_json, alone=len(jobs) == 1)
 
             outcomes = run_jobs(
                 jobs,
@@ -111,6 +115,7 @@ def infer(
                 batch=batch or runner.max_slices or DEFAULT_BATCH,
                 picture=not no_png,
                 overwrite=force,
+                resume=resume,
                 started=started,
                 progress=progress,
                 finished=finished,
@@ -121,12 +126,30 @@ def infer(
             raise typer.Exit(1)
 
 
-def _line(record: dict) -> str:  # type: ignore[type-arg]
+def _tell(outcome: Outcome, folder: Path, *, as_json: bool, alone: bool) -> None:
+    """Print what a volume gave."""
+    import json
+
+    from ssn.core.atomic import printable
+
+    record = outcome.record
+    if record is None:
+        typer.echo(f"Error: {outcome.error}", err=True)
+        return
+    for doubt in record["input"]["doubts"]:
+        typer.echo(f"Warning: {printable(outcome.job.path)}: {doubt}", err=True)
+    if as_json:
+        typer.echo(json.dumps(record))
+        return
     volume, found = record["volume"], record["map"]
     verdict = "ABOVE the range of healthy volumes" if volume["abnormal"] else "within the range of healthy volumes"
-    return (
-        f"{record['input']['name']}: score {volume['score']:.2f}, {verdict} (threshold {volume['threshold']:.2f}, "
-        f"p = {volume['p_value']:.3f}); {found['above_threshold_ml']:.1f} ml above z {found['threshold_z']:.2f}"
+    # Volumes of a cohort overlap, so that one alone has no time of its own.
+    took = f"; {outcome.seconds:.1f} s" if alone else ""
+    typer.echo(
+        f"{printable(record['input']['name'])}: score {volume['score']:.2f}, {verdict} "
+        f"(threshold {volume['threshold']:.2f}, p = {volume['p_value']:.3f}); "
+        f"{found['above_threshold_ml']:.1f} ml above z {found['threshold_z']:.2f}{took} "
+        f"-> {printable(folder / outcome.job.name)}_anomaly.nii.gz"
     )
 
 

@@ -42,4 +42,18 @@ BatchOption = Annotated[
     int | None,
     typer.Option("--batch", help="1 mm slices at once: bounds memory; the backend's own if not given.", min=3),
 ]
-ThreadsOption = Annotated[int | None, typer.Option("--threads", help="CPU threads; all cores if not given.", min=1)]
+
+
+def _at_most_cores(threads: int | None) -> int | None:
+    """Typer callback: more threads than cores only wait for each other."""
+    if threads is None:
+        return None
+    from ssn.runtime.machine import cores
+
+    return min(threads, cores())
+
+
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option("--threads", help="CPU threads; all cores if not given.", min=1, callback=_at_most_cores),
+]

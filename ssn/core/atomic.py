@@ -44,7 +44,7 @@ def atomic_path(path: Path | str, *, overwrite: bool = False) -> Iterator[Path]:
         `path` exists and `overwrite` is false, is a folder or read-only, or any `OSError` inside the block.
     """
     path = Path(path)
-    _check_target(path, overwrite=overwrite)
+    check_target(path, overwrite=overwrite)
     temporary = path.with_name(f".tmp-{secrets.token_hex(6)}-{path.name[-_KEPT_NAME:]}")
     try:
         yield temporary
@@ -70,7 +70,8 @@ def write_text_atomic(path: Path | str, text: str, *, overwrite: bool = False) -
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
-def _check_target(path: Path, *, overwrite: bool) -> None:
+def check_target(path: Path, *, overwrite: bool) -> None:
+    """Raise OutputError if `atomic_path` would, as far as that is known before anything is written."""
     if not path.name or "\0" in str(path):
         raise OutputError(f"{printable(path)}: not a file name; give the path of the file to write")
     # lexists: a dangling link counts as existing, and no permission problem raises here.

@@ -57,6 +57,7 @@ class DeclaredVolume:
     dtype: np.dtype[np.generic]  # as on disk, byte order included
     slope: float
     inter: float
+    doubts: tuple[str, ...] = ()  # what the header leaves open about where left is; a line each
 
 
 def read_header(stream: NiftiStream, max_voxels: int) -> DeclaredVolume:
@@ -89,6 +90,7 @@ def read_header(stream: NiftiStream, max_voxels: int) -> DeclaredVolume:
         own_zooms=_checked_zooms(path, header, affine),
         shape=shape,
         dtype=dtype,
+        doubts=_doubts(header),
         **_checked_scaling(path, header),
     )
     stream.skip(extension_bytes)
@@ -202,6 +204,25 @@ def _checked_affine(path: Path, header: nib.Nifti1Header) -> NDArray[np.float64]
     if edges.min() == 0 or abs(np.linalg.det(affine[:3, :3] / edges)) < MIN_VOXEL_SHAPE:
         raise refusal(path, "its affine is singular", "correct the header, or convert again")
     return affine
+
+
+def _doubts(header: nib.Nifti1Header) -> tuple[str, ...]:
+    """Say where the header leaves open how the brain lies: programs read it differently, so a side may be the other."""
+    qform, sform = int(header["qform_code"]), int(header["sform_code"])
+    if not (qform or sform):
+        what = "its header does not say how it lies (qform and sform codes are 0): left and right may be swapped"
+        return (f"{what}; convert it again from its source",)
+    if qform and sform:
+        try:
+            one, other = (np.asarray(form, np.float64) for form in (header.get_sform(), header.get_qform()))
+        except (HeaderDataError, ValueError):  # a qform that no one can read: nobody will
+            return ()
+        axes = ["".join(nib.aff2axcodes(form)) for form in (one, other)]
+        edges = [np.linalg.norm(form[:3, :3], axis=0) for form in (one, other)]
+        if axes[0] != axes[1] or not np.allclose(edges[0], edges[1], rtol=0.05):
+            what = f"its sform ({axes[0]}) and qform ({axes[1]}) contradict each other, and the sform was taken"
+            return (f"{what}; look at it, and set both to the right one with nibabel",)
+    return ()
 
 
 def _checked_zooms(path: Path, header: nib.Nifti1Header, affine: NDArray[np.float64]) -> tuple[float, float, float]:

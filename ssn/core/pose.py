@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ssn.core.errors import VolumeError
 from ssn.core.geometry import AxisMap, GridConfig, Placement
-from ssn.core.volume import Volume
+from ssn.core.volume import Volume, background
 
 # The ICBM152 template's brain, and where the canonical grid has its top, in mm.
 STANDARD_WIDTH = 146.0
@@ -31,15 +31,12 @@ def find_brain(volume: Volume) -> NDArray[np.bool_]:
     Raises
     ------
     VolumeError
-        If there is no uniform background (not skull-stripped), or too little or too much brain, or if the
-        brain's proportions say that the header's orientation is wrong.
+        If there is no uniform background (not skull-stripped), or too little or too much brain, or the same value in
+        all of it, or if the brain's proportions say that the header's orientation is wrong.
     """
-    data = volume.data
-    faces = np.concatenate([data[[0, -1]].ravel(), data[:, [0, -1]].ravel(), data[:, :, [0, -1]].ravel()])
-    values, counts = np.unique(faces, return_counts=True)
-    background = values[counts.argmax()]
-    brain = data != background
-    if counts.max() < 0.3 * faces.size or brain.mean() > 0.85:
+    value, share = background(volume.data)
+    brain = volume.data != np.float32(value)
+    if share < 0.3 or brain.mean() > 0.85:
         raise VolumeError(
             f"{volume.path}: has no uniform background, so it is not skull-stripped; "
             "extract the brain first (for example with HD-BET or SynthStrip)"
@@ -50,6 +47,11 @@ def find_brain(volume: Volume) -> NDArray[np.bool_]:
             f"{volume.path}: {millilitres:.0f} ml of it differ from the background; a brain has "
             f"{_BRAIN_ML[0]:.0f} to {_BRAIN_ML[1]:.0f} ml. Check that it is a whole, skull-stripped brain, "
             "and its voxel size"
+        )
+    inside = volume.data[brain]
+    if inside.min() == inside.max():
+        raise VolumeError(
+            f"{volume.path}: has one value in the whole brain, so it is a mask, not an image; give the image"
         )
     (left, right), (back, front) = (_extent(brain, axis, volume.zooms) for axis in (0, 1))
     width, length = (right - left) * volume.zooms[0], (front - back) * volume.zooms[1]

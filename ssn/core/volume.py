@@ -20,6 +20,7 @@ from ssn.core.nifti_stream import NiftiStream, refusal
 _CHUNK_VOXELS = 1 << 20
 # ISA-L level 1: six times as fast as zlib's fastest level, at the same size.
 _GZIP_LEVEL = 1
+OWN_MARK = b"ssn anomaly "  # what the `descrip` of every map and mask begins with
 _RAS = np.array([[0, 1], [1, 1], [2, 1]])
 # Everything that places the voxels in space. Copied as stored, so that not one bit of it changes.
 _SPACE_FIELDS = (
@@ -32,14 +33,15 @@ _SPACE_FIELDS = (
 class Volume:
     """One 3D brain volume, in the axis order closest to RAS+ (right, anterior, superior)."""
 
-    data: NDArray[np.float32]  # (X, Y, Z), canonical axis order, scl_slope/inter applied, non-finite voxels 0
+    data: NDArray[np.float32]  # (X, Y, Z), canonical axis order, scl_slope/inter applied, all finite
     zooms: tuple[float, float, float]  # mm, along the axes of `data`
     path: Path
     sha256: str  # of the file as it lies on disk
-    nonfinite_voxels: int  # how many NaN or infinite voxels were set to 0
+    nonfinite_voxels: int  # how many NaN or infinite voxels were set to the background
     affine: NDArray[np.float64]  # (4, 4), of the input's own axis order, in the input's own length unit
     header: nib.Nifti1Header  # the input's own (a Nifti2Header is a Nifti1Header)
     orientation: NDArray[np.float64]  # (3, 2), nibabel's ornt from the input's own axes to RAS+
+    doubts: tuple[str, ...] = ()  # what its header leaves open about where left is; a line each
 
 
 def read_volume(path: Path, *, max_voxels: int = 512**3, max_nonfinite_share: float = 0.05) -> Volume:
@@ -55,7 +57,7 @@ def read_volume(path: Path, *, max_voxels: int = 512**3, max_nonfinite_share: fl
     max_voxels
         Largest volume for which memory is taken.
     max_nonfinite_share
-        Largest share (0 to 1) of NaN or infinite voxels; they become 0, which is background.
+        Largest share (0 to 1) of NaN or infinite voxels; they become background (`background`).
 
     Raises
     ------
@@ -73,6 +75,8 @@ def read_volume(path: Path, *, max_voxels: int = 512**3, max_nonfinite_share: fl
         ornt = orientations.io_orientation(declared.affine)
         own = voxels.reshape(declared.shape, order="F")
         data = np.ascontiguousarray(orientations.apply_orientation(own, ornt))
+        if nonfinite:
+            data[~np.isfinite(data)] = background(data)[0]
     except MemoryError as error:
         raise refusal(path, "does not fit into memory", "free some memory, or resample it") from error
     axes = np.argsort(ornt[:, 0])
@@ -86,7 +90,17 @@ def read_volume(path: Path, *, max_voxels: int = 512**3, max_nonfinite_share: fl
         affine=declared.affine,
         header=declared.header,
         orientation=ornt,
+        doubts=declared.doubts,
     )
+
+
+def background(data: NDArray[np.float32]) -> tuple[float, float]:
+    """Value that most of the finite voxels on the faces of a volume (X, Y, Z) have, and their share of the faces."""
+    faces = np.concatenate([data[[0, -1]].ravel(), data[:, [0, -1]].ravel(), data[:, :, [0, -1]].ravel()])
+    values, counts = np.unique(faces[np.isfinite(faces)], return_counts=True)
+    if not values.size:
+        return 0.0, 0.0
+    return float(values[counts.argmax()]), float(counts.max() / faces.size)
 
 
 def to_canonical(own: NDArray[Any], like: Volume) -> NDArray[Any]:
@@ -144,11 +158,11 @@ def write_map(path: Path, canonical: NDArray[Any], like: Volume, *, overwrite: b
 
 
 def _read_voxels(stream: NiftiStream, declared: DeclaredVolume) -> tuple[NDArray[np.float32], int]:
-    """Read, scale and clean the voxels in file order, piece by piece: one float32 copy and a small buffer.
+    """Read and scale the voxels in file order, piece by piece: one float32 copy and a small buffer.
 
     Returns
     -------
-    (X * Y * Z,) float32 in file order (first axis fastest), and the number of non-finite voxels set to 0.
+    (X * Y * Z,) float32 in file order (first axis fastest), and how many of them are not finite.
     """
     dtype, slope, inter = declared.dtype, declared.slope, declared.inter
     voxels = np.empty(math.prod(declared.shape), np.float32)
@@ -172,11 +186,7 @@ def _read_voxels(stream: NiftiStream, declared: DeclaredVolume) -> tuple[NDArray
             if wide:
                 piece[...] = values
             if can_be_nonfinite:
-                finite = np.isfinite(piece)
-                bad = piece.size - int(np.count_nonzero(finite))
-                if bad:
-                    piece[~finite] = 0
-                    nonfinite += bad
+                nonfinite += piece.size - int(np.count_nonzero(np.isfinite(piece)))
     return voxels, nonfinite
 
 
@@ -188,7 +198,8 @@ def _check_content(path: Path, voxels: NDArray[np.float32], nonfinite: int, max_
             f"{share:.1%} of its voxels are NaN or infinite",
             "check how it was made, and write it again",
         )
-    low, high = float(voxels.min()), float(voxels.max())
+    finite = voxels[np.isfinite(voxels)] if nonfinite else voxels
+    low, high = float(finite.min()), float(finite.max())
     if low == high:
         raise refusal(path, f"all its voxels are {low:g}: no brain in it", "check how it was made")
 
@@ -210,7 +221,7 @@ def _map_header(like: Volume, own: NDArray[Any]) -> nib.Nifti1Header:
     header["pixdim"][:4] = like.header["pixdim"][:4]
     header["scl_slope"], header["scl_inter"] = 1, 0
     header["vox_offset"] = header.single_vox_offset
-    header["descrip"] = b"ssn anomaly map"
+    header["descrip"] = OWN_MARK + (b"mask" if own.dtype == np.uint8 else b"map")
     return header
 
 

@@ -16,12 +16,20 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from ssn.core.atomic import atomic_path
+from ssn.core.atomic import atomic_path, printable
 from ssn.core.bundle import Bundle
 from ssn.core.errors import OutputError, SsnError, VolumeError
+from ssn.core.outputs import make_folder
 from ssn.runtime.backend import Backend, Batch, StageTimes
 from ssn.runtime.machine import cores
-from ssn.runtime.pipeline import infer_volume, output_paths, refuse_existing, write_outputs
+from ssn.runtime.outputs import (
+    finished_record,
+    output_paths,
+    refuse_existing,
+    refuse_foreign,
+    write_outputs,
+)
+from ssn.runtime.pipeline import infer_volume
 
 TABLE_FILE = "scores.csv"
 MOST_AT_ONCE = 8  # volumes, of some 130 MB each; more cores compute each volume faster instead
@@ -111,6 +119,8 @@ def find_jobs(inputs: Sequence[Path]) -> list[Job]:
     jobs: dict[str, Job] = {}
     for path in find_volumes(inputs):
         job = Job(path, _stem(path))
+        if job.name in jobs and job.path == jobs[job.name].path:
+            continue
         if job.name in jobs:
             raise OutputError(
                 f"{path}: its outputs would have the same names as those of {jobs[job.name].path}; "
@@ -140,6 +150,7 @@ def run_jobs(
     batch: int,
     picture: bool,
     overwrite: bool,
+    resume: bool = False,
     started: Callable[[Job], None] = lambda job: None,
     progress: Callable[[float], None] = lambda share: None,
     finished: Callable[[Outcome], None] = lambda outcome: None,
@@ -150,26 +161,40 @@ def run_jobs(
     or written. No more are in memory, however many there are. Outcomes come in the jobs' order, in this thread;
     `started` and `progress` are called in others.
 
+    Parameters
+    ----------
+    resume : keep the outputs of a volume that an earlier run finished, from the same file with the same bundle; others
+        that are ours are replaced
+
     Raises
     ------
     OutputError
-        Before any computing, if an output exists and is not to be overwritten.
+        Before any computing, if an output exists and is not to be overwritten, or the folder can't be written to.
     """
-    if not overwrite:
-        for job in jobs:
-            refuse_existing(output_paths(folder, job.name, picture=picture))
-        if len(jobs) > 1:
-            refuse_existing([folder / TABLE_FILE])
+    overwrite = overwrite or resume
+    make_folder(folder)
+    for job in jobs:
+        paths = output_paths(folder, job.name, picture=picture)
+        (refuse_foreign if overwrite else refuse_existing)(paths)
+    if len(jobs) > 1 and not overwrite:
+        refuse_existing([folder / TABLE_FILE])
     gated = _Gated(backend)
 
     def run(job: Job) -> _Ended:
         started(job)
         record, error = None, None
         try:
-            result = infer_volume(job.path, bundle, gated, threshold=threshold, batch=batch, progress=progress)
-            record = write_outputs(result, bundle, backend, folder, job.name, picture=picture, overwrite=overwrite)
+            if resume:
+                record = finished_record(job.path, bundle, folder, job.name, threshold=threshold, picture=picture)
+            if record is None:
+                result = infer_volume(job.path, bundle, gated, threshold=threshold, batch=batch, progress=progress)
+                record = write_outputs(result, bundle, backend, folder, job.name, picture=picture, overwrite=overwrite)
         except SsnError as refused:
             error = str(refused)
+        except MemoryError:
+            error = f"{printable(job.path)}: memory is too short for it; free some, or resample it"
+        except Exception as fault:  # of ours: the other volumes are still worth computing
+            error = f"{printable(job.path)}: {type(fault).__name__}: {' '.join(str(fault).split())}; please report this"
         return _Ended(record, error, time.perf_counter())
 
     outcomes: list[Outcome] = []
@@ -209,10 +234,14 @@ def write_table(path: Path, outcomes: Sequence[Outcome], *, overwrite: bool) -> 
 
     def row(outcome: Outcome) -> dict[str, object]:
         if outcome.record is None:
-            return {"file": outcome.job.path.name, "seconds": round(outcome.seconds, 2), "error": outcome.error}
+            return {
+                "file": printable(outcome.job.path.name),
+                "seconds": round(outcome.seconds, 2),
+                "error": outcome.error,
+            }
         record = outcome.record
         return {
-            "file": outcome.job.path.name,
+            "file": printable(outcome.job.path.name),
             "score": record["volume"]["score"],
             "p_value": record["volume"]["p_value"],
             "abnormal": int(record["volume"]["abnormal"]),
@@ -222,7 +251,10 @@ def write_table(path: Path, outcomes: Sequence[Outcome], *, overwrite: bool) -> 
         }
 
     rows = sorted((row(outcome) for outcome in outcomes), key=lambda r: -float(str(r.get("score", -1e9))))
-    with atomic_path(path, overwrite=overwrite) as temporary, temporary.open("w", newline="") as stream:
+    with (
+        atomic_path(path, overwrite=overwrite) as temporary,
+        temporary.open("w", encoding="utf-8", newline="") as stream,
+    ):
         writer = csv.DictWriter(stream, _COLUMNS)
         writer.writeheader()
         writer.writerows(rows)

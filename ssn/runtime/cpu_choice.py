@@ -66,11 +66,14 @@ def compare_on_cpu(bundle: Bundle, machine: Machine, threads: int | None) -> Com
     return Comparison(speedup)
 
 
-def cache_path() -> Path:
-    """Path of the file that remembers, in the user's cache folder."""
+def cache_path() -> Path | None:
+    """Path of the file that remembers, in the user's cache folder, where there is one."""
     own = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME", "")
     # A relative path is no valid setting (XDG Base Directory Specification).
-    folder = Path(own) if Path(own).is_absolute() else Path("~/.cache").expanduser()
+    try:
+        folder = Path(own) if Path(own).is_absolute() else Path.home() / ".cache"
+    except RuntimeError:  # a user without a home, as in a container
+        return None
     return folder / "ssn" / "cpu-backend.json"
 
 
@@ -126,8 +129,10 @@ def _seconds(backend: Backend, batch: Batch) -> float:
     return time.perf_counter() - start
 
 
-def _read(path: Path) -> dict[str, float]:
+def _read(path: Path | None) -> dict[str, float]:
     """Read what is remembered; nothing if the file is missing or damaged."""
+    if path is None:
+        return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -139,8 +144,10 @@ def _read(path: Path) -> dict[str, float]:
     }
 
 
-def _write(path: Path, known: dict[str, float]) -> None:
-    """Remember, if the folder can be written to."""
+def _write(path: Path | None, known: dict[str, float]) -> None:
+    """Remember, if there is a folder that can be written to."""
+    if path is None:
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text_atomic(path, json.dumps(known, indent=1) + "\n", overwrite=True)

@@ -1,25 +1,19 @@
-"""One volume through the detector: read, prepare, encode, flow, map; and its outputs on disk."""
+"""One volume through the detector: read, prepare, encode, flow, map."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from ssn.core.atomic import write_text_atomic
 from ssn.core.bundle import Bundle
-from ssn.core.errors import OutputError
 from ssn.core.scoring import anomaly_map, p_value, volume_score
 from ssn.core.slice_metrics import slice_scores
-from ssn.core.volume import Volume, read_volume, write_map
-from ssn.runtime.backend import DEFAULT_BATCH, Backend, Runs, StageTimes, run_batches
-from ssn.runtime.result import Result, as_record
-
-OUTPUT_SUFFIXES = ("_anomaly.nii.gz", "_mask.nii.gz", ".json", ".png")
+from ssn.core.volume import Volume, read_volume
+from ssn.runtime.backend import DEFAULT_BATCH, Runs, StageTimes, run_batches
+from ssn.runtime.result import Result
 
 
 def infer_volume(
@@ -71,62 +65,3 @@ def infer_volume(
         slice_scores=np.where(np.isfinite(slices), slices, np.nan).astype(np.float32),
         times=times,
     )
-
-
-def output_paths(folder: Path, name: str, *, picture: bool = True) -> list[Path]:
-    """Paths of a volume's outputs."""
-    return [folder / f"{name}{suffix}" for suffix in OUTPUT_SUFFIXES if picture or suffix != ".png"]
-
-
-def refuse_existing(paths: list[Path]) -> None:
-    """Raise OutputError if any of the outputs exists."""
-    for path in paths:
-        if path.exists():
-            raise OutputError(f"{path}: exists already; use --force to replace it, or another output folder")
-
-
-def write_outputs(
-    result: Result,
-    bundle: Bundle,
-    backend: Backend,
-    folder: Path,
-    name: str,
-    *,
-    picture: bool = True,
-    overwrite: bool = False,
-) -> dict[str, Any]:
-    """Write `NAME_anomaly.nii.gz`, `NAME_mask.nii.gz`, `NAME.png` and `NAME.json`: all, or none.
-
-    Returns the JSON's contents.
-
-    Raises
-    ------
-    OutputError
-        If an output exists and is not to be overwritten, or can't be written.
-    """
-    paths = output_paths(folder, name, picture=picture)
-    if not overwrite:
-        refuse_existing(paths)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be made ({error.strerror}); choose another output folder") from error
-    fresh = [path for path in paths if not path.exists()]
-    try:
-        start = time.perf_counter()
-        write_map(paths[0], result.score_map, result.volume, overwrite=overwrite)
-        write_map(paths[1], result.mask, result.volume, overwrite=overwrite)
-        result.times.add("write", time.perf_counter() - start)
-        if picture:
-            from ssn.runtime.montage import write_montage
-
-            start = time.perf_counter()
-            write_montage(paths[3], result, bundle, overwrite=overwrite)
-            result.times.add("picture", time.perf_counter() - start)
-        record = as_record(result, bundle, backend)
-        write_text_atomic(paths[2], json.dumps(record, indent=1) + "\n", overwrite=overwrite)
-    except BaseException:
-        for path in fresh:
-            path.unlink(missing_ok=True)
-        raise
-    return record

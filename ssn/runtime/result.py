@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +62,7 @@ def as_record(result: Result, bundle: Bundle, backend: Backend) -> dict[str, Any
             "name": volume.path.name,
             "sha256": volume.sha256,
             "nonfinite_voxels_set_to_background": volume.nonfinite_voxels,
+            "doubts": [*volume.doubts, *_contrast_doubts(volume.path.name, bundle.spec.modality)],
         },
         "volume": {
             "score": round(result.score, 4),
@@ -78,17 +80,26 @@ def as_record(result: Result, bundle: Bundle, backend: Backend) -> dict[str, Any
         "slices": [None if np.isnan(z) else round(float(z), 4) for z in result.slice_scores],
         "times_ms": {stage: round(seconds * 1000, 1) for stage, seconds in result.times.seconds.items()},
         "backend": backend.describe(),
-        "bundle": {"name": bundle.spec.name, "sha256": bundle.digest},
+        "bundle": {"name": bundle.spec.name, "modality": bundle.spec.modality, "sha256": bundle.digest},
         "version": __version__,
         "intended_use": INTENDED_USE,
     }
 
 
+def _contrast_doubts(name: str, modality: str) -> list[str]:
+    """Say where a file's name speaks of another contrast than the model's."""
+    known = re.findall(r"(?:^|[^a-z0-9])(t1|t2|flair|pd|dwi|adc|bold|swi)w?(?=[^a-z0-9]|$)", name.lower())
+    if not known or modality.lower() in known or modality.lower() not in ("t1", "t2", "flair"):
+        return []
+    return [f"its name says {known[0]}, and the model knows {modality} only; give it {modality} volumes"]
+
+
 def world_position(volume: Volume, index: tuple[np.intp, ...] | tuple[int, ...]) -> list[float]:
-    """World coordinates (x, y, z), in the affine's unit, of a voxel in canonical axis order."""
+    """World coordinates (x, y, z) in mm of a voxel in canonical axis order."""
     own = np.zeros(3)
     for axis in range(3):
         canonical, direction = (int(v) for v in volume.orientation[axis])
         size = volume.data.shape[canonical]
         own[axis] = index[canonical] if direction > 0 else size - 1 - index[canonical]
-    return [float(v) for v in (volume.affine @ [*own, 1])[:3]]
+    mm_per_unit = volume.zooms[int(volume.orientation[0, 0])] / float(np.linalg.norm(volume.affine[:3, 0]))
+    return [float(v) * mm_per_unit for v in (volume.affine @ [*own, 1])[:3]]

@@ -59,15 +59,71 @@ def test_the_batch_size_does_not_change_the_map(tmp_path, tiny_bundle):
 
 def test_nothing_is_overwritten_without_force(tmp_path, tiny_bundle):
     scan, out = brain_file(tmp_path / "scan.nii"), tmp_path / "out"
-    out.mkdir()
-    (out / "scan.json").write_text("mine")
+    assert infer(scan, "-o", out, "--model", tiny_bundle).exit_code == 0
+    before = (out / "scan.json").read_text()
     result = infer(scan, "-o", out, "--model", tiny_bundle)
     assert result.exit_code == 1
     assert "--force" in result.output
-    assert outputs(out) == {"scan.json"}
-    assert (out / "scan.json").read_text() == "mine"
+    assert (out / "scan.json").read_text() == before
     assert infer(scan, "-o", out, "--model", tiny_bundle, "--force").exit_code == 0
-    assert (out / "scan.json").read_text() != "mine"
+    assert (out / "scan.json").read_text() != before, "the times differ"
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES[:3])
+def test_what_ssn_did_not_write_is_not_replaced_even_with_force(tmp_path, tiny_bundle, suffix):
+    scan = brain_file(tmp_path / "scan.nii.gz")  # in the folder that it lies in, as BIDS has records and masks
+    foreign = tmp_path / f"scan{suffix}"
+    foreign.write_text('{"RepetitionTime": 2.3}') if suffix == ".json" else brain_file(foreign)
+    before = foreign.read_bytes()
+    result = infer(scan, "-o", tmp_path, "--model", tiny_bundle, "--force")
+    assert result.exit_code == 1
+    assert f"{foreign}: was not written by ssn" in result.stderr
+    assert foreign.read_bytes() == before
+    assert outputs(tmp_path) == {scan.name, foreign.name}
+
+
+def test_an_output_that_cannot_be_replaced_leaves_the_others_as_they_were(tmp_path, tiny_bundle):
+    scan, out = brain_file(tmp_path / "scan.nii"), tmp_path / "out"
+    assert infer(scan, "-o", out, "--model", tiny_bundle, "--no-png").exit_code == 0
+    (out / "scan.png").mkdir()
+    before = {path: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    result = infer(scan, "-o", out, "--model", tiny_bundle, "--force", "--threshold", "1")
+    assert result.exit_code == 1
+    assert "scan.png: is a folder" in result.stderr
+    assert {path: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
+
+
+def test_doubts_about_a_volume_are_said_and_on_record(tmp_path, tiny_bundle):
+    scan = brain_file(tmp_path / "sub-01_T2w.nii.gz")
+    _with_header(scan, sform_code=((), 0), qform_code=((), 0))
+    result = infer(scan, "-o", tmp_path / "out", "--model", tiny_bundle, "--no-png")
+    assert result.exit_code == 0
+    header, contrast = result.stderr.strip().splitlines()
+    assert header.startswith(f"Warning: {scan}: its header does not say how it lies")
+    assert contrast == f"Warning: {scan}: its name says t2, and the model knows t1 only; give it t1 volumes"
+    record = json.loads((tmp_path / "out" / "sub-01_T2w.json").read_text())
+    assert len(record["input"]["doubts"]) == 2
+    assert record["bundle"]["modality"] == "t1"
+
+
+def test_the_highest_place_is_in_millimetres_whatever_the_header_counts_in(tmp_path, tiny_bundle):
+    places = []
+    for name, unit, size in (("mm", "mm", 1.0), ("m", "meter", 0.001)):
+        data, affine = brain_array()
+        image = nib.Nifti1Image(data.astype(np.float32), np.diag([size, size, size, 1]) @ affine)
+        image.header.set_xyzt_units(unit)
+        nib.save(image, tmp_path / f"{name}.nii")
+        result = infer(tmp_path / f"{name}.nii", "-o", tmp_path / name, "--model", tiny_bundle, "--json", "--no-png")
+        places.append(json.loads(result.stdout)["map"]["highest_at_mm"])
+    assert places[0] == pytest.approx(places[1], abs=0.2)
+    assert max(abs(v) for v in places[0]) > 1
+
+
+@pytest.mark.parametrize("threshold", ["nan", "inf"])
+def test_a_threshold_that_is_no_number_is_a_usage_error(tmp_path, threshold):
+    result = infer(tmp_path / "scan.nii", "-o", tmp_path / "out", "--threshold", threshold)
+    assert result.exit_code == 2
+    assert "standard deviations" in result.stderr
 
 
 def test_a_folder_gives_a_table_and_a_bad_volume_does_not_stop_it(tmp_path, tiny_bundle):
@@ -135,6 +191,7 @@ BAD = {
     "an axis of one voxel": lambda p: _replace(p, lambda d, a: (d[:, :, 20:21], a)),
     "an enormous declared shape": lambda p: _with_header(p, dim=(slice(1, 4), 2000)),
     "no skull stripping": lambda p: _replace(p, lambda d, a: (d + np.random.default_rng(0).uniform(1, 50, d.shape), a)),
+    "a mask in place of the image": lambda p: _replace(p, lambda d, a: ((d > 0).astype(np.float32), a)),
     "hardly any brain": lambda p: _replace(p, lambda d, a: (d * (np.indices(d.shape)[2] < 8), a)),
     "a wrong orientation": lambda p: _replace(p, lambda d, a: (d, a[[1, 0, 2, 3]] @ np.diag([1, 1, 1, 1]))),
 }

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import itertools
 import os
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -200,11 +201,39 @@ def test_the_hash_is_that_of_the_file_on_disk(tmp_path, name):
 
 def test_a_few_nonfinite_voxels_become_background_and_are_counted(tmp_path):
     array = scan(dtype=np.float32)
+    array[[0, -1]] = array[:, [0, -1]] = -1024  # not 0: there 0 would be brain
     array[0, 0, :3] = (np.nan, np.inf, -np.inf)
+    array[5, 5, 5] = np.nan
     volume = read_volume(save(tmp_path / "nan.nii.gz", array))
-    assert volume.nonfinite_voxels == 3
-    np.testing.assert_array_equal(volume.data[0, 0, :3], 0)
-    np.testing.assert_array_equal(volume.data[1:], array[1:])
+    assert volume.nonfinite_voxels == 4
+    np.testing.assert_array_equal(volume.data[0], -1024)
+    assert volume.data[5, 5, 5] == -1024
+    np.testing.assert_array_equal(volume.data[6:], array[6:])
+
+
+def _forms(path, qform, sform):
+    image = nib.Nifti1Image(scan(), np.eye(4))
+    for put, (affine, code) in ((image.set_qform, qform), (image.set_sform, sform)):
+        put(np.array(affine), code)
+    nib.save(image, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("qform", "sform", "doubt"),
+    [
+        ((np.eye(4), 1), (np.eye(4), 4), None),
+        ((np.eye(4), 0), (np.eye(4), 2), None),
+        ((np.eye(4), 1), (OBLIQUE, 0), None),
+        ((np.eye(4), 0), (np.eye(4), 0), "left and right may be swapped"),
+        ((np.diag([-1, 1, 1, 1]), 1), (np.eye(4), 1), r"sform \(RAS\) and qform \(LAS\) contradict"),
+        ((np.diag([1, 1, 1, 1]), 1), (np.diag([1, 1, 2, 1]), 1), "contradict"),
+    ],
+)
+def test_what_a_header_leaves_open_is_said(tmp_path, qform, sform, doubt):
+    doubts = read_volume(_forms(tmp_path / "scan.nii", qform, sform)).doubts
+    assert bool(doubts) == (doubt is not None)
+    assert doubt is None or re.search(doubt, doubts[0])
 
 
 def test_units_other_than_millimetres_are_converted_in_zooms_and_kept_in_the_map(tmp_path):

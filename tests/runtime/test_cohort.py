@@ -15,7 +15,7 @@ from ssn.core.errors import OutputError
 from ssn.runtime import cohort
 from ssn.runtime.cohort import find_jobs, run_jobs, volumes_at_once
 from ssn.runtime.onnxruntime import OnnxRuntimeBackend
-from ssn.runtime.pipeline import write_outputs
+from ssn.runtime.outputs import write_outputs
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def scans(tmp_path):
     return folder
 
 
-def run(scans, out, bundle_folder, at_once=1, **callbacks):
+def run(scans, out, bundle_folder, at_once=1, overwrite=False, **options):
     bundle = load_bundle(bundle_folder)
     with OnnxRuntimeBackend(bundle, threads=at_once, at_once=at_once) as backend:
         return run_jobs(
@@ -38,8 +38,8 @@ def run(scans, out, bundle_folder, at_once=1, **callbacks):
             threshold=None,
             batch=24,
             picture=False,
-            overwrite=False,
-            **callbacks,
+            overwrite=overwrite,
+            **options,
         )
 
 
@@ -194,3 +194,47 @@ def test_volumes_at_once_do_not_change_what_is_written(scans, tmp_path, tiny_bun
     for one, several in zip(maps[1], maps[3], strict=True):
         np.testing.assert_allclose(several, one, atol=1e-3)
     assert np.abs(maps[1][0] - maps[1][1]).max() > 0.1, "volumes differ, so a mix-up would be seen"
+
+
+def test_a_fault_of_ours_in_one_volume_leaves_the_others_their_turn(scans, tmp_path, tiny_bundle, monkeypatch):
+    infer = cohort.infer_volume
+
+    def faulty(path, *arguments, **options):
+        if path.name == "s1.nii":
+            raise RuntimeError("two\nlines")
+        if path.name == "s2.nii":
+            raise MemoryError
+        return infer(path, *arguments, **options)
+
+    monkeypatch.setattr(cohort, "infer_volume", faulty)
+    outcomes = run(scans, tmp_path / "out", tiny_bundle)
+    assert [outcome.error is None for outcome in outcomes] == [True, False, False, True]
+    assert outcomes[1].error == f"{scans / 's1.nii'}: RuntimeError: two lines; please report this"
+    assert "memory" in outcomes[2].error
+    assert len((tmp_path / "out" / "scores.csv").read_text().splitlines()) == 5
+
+
+def test_an_interrupted_cohort_goes_on_where_it_stopped(scans, tmp_path, tiny_bundle, monkeypatch):
+    out, computed = tmp_path / "out", []
+    infer = cohort.infer_volume
+
+    def counted(path, *arguments, **options):
+        computed.append(path.name)
+        return infer(path, *arguments, **options)
+
+    def interrupt(outcome):
+        if outcome.job.name == "s1":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(cohort, "infer_volume", counted)
+    with pytest.raises(KeyboardInterrupt):
+        run(scans, out, tiny_bundle, finished=interrupt)
+    done = {path.stem for path in out.glob("*.json")}
+    assert {"s0", "s1"} <= done
+    (out / "s1_mask.nii.gz").unlink()  # as if it had ended between two files
+    brain_file(scans / "s0.nii", zooms=(5.0, 5.0, 5.0), seed=9)  # another brain than the one that was finished
+    computed.clear()
+    outcomes = run(scans, out, tiny_bundle, resume=True)
+    assert sorted(computed) == sorted(f"{name}.nii" for name in ({"s0", "s1", "s2", "s3"} - done) | {"s0", "s1"})
+    assert [outcome.error for outcome in outcomes] == [None] * 4
+    assert len((out / "scores.csv").read_text().splitlines()) == 5

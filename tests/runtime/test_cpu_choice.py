@@ -78,6 +78,13 @@ def test_a_cache_that_cannot_be_written_costs_only_the_memory(bundle, measured, 
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_path() == tmp_path / ".cache" / "ssn" / "cpu-backend.json"
 
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("pathlib.Path.home", nowhere)  # a user of a container has none
+    assert cache_path() is None
+    assert compare_on_cpu(bundle, HERE, None) == Comparison(1.5)
+
 
 def test_what_cannot_be_measured_is_no_crash_and_onnxruntime_computes(bundle, monkeypatch):
     def broken(bundle, threads):

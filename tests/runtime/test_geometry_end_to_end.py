@@ -14,7 +14,8 @@ from brains import LESION_AT, brain_array, save
 from ssn.core.bundle import Bundle, ModelSpec
 from ssn.core.geometry import PAPER_GRID, GridConfig
 from ssn.core.scoring import Calibration
-from ssn.runtime.pipeline import infer_volume, write_outputs
+from ssn.runtime.outputs import write_outputs
+from ssn.runtime.pipeline import infer_volume
 
 CELLS = 48
 

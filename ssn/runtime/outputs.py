@@ -1,0 +1,122 @@
+"""A volume's outputs on disk: their names, whose they are, and that they are written all or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+
+from ssn import __version__
+from ssn.core.atomic import check_target, write_text_atomic
+from ssn.core.bundle import Bundle
+from ssn.core.errors import OutputError
+from ssn.core.outputs import make_folder
+from ssn.core.volume import OWN_MARK, write_map
+from ssn.runtime.backend import Backend
+from ssn.runtime.result import Result, as_record
+
+OUTPUT_SUFFIXES = ("_anomaly.nii.gz", "_mask.nii.gz", ".json", ".png")
+
+
+def output_paths(folder: Path, name: str, *, picture: bool = True) -> list[Path]:
+    """Paths of a volume's outputs."""
+    return [folder / f"{name}{suffix}" for suffix in OUTPUT_SUFFIXES if picture or suffix != ".png"]
+
+
+def refuse_existing(paths: list[Path]) -> None:
+    """Raise OutputError if any of the outputs exists."""
+    for path in paths:
+        if path.exists():
+            raise OutputError(f"{path}: exists already; use --force to replace it, or another output folder")
+
+
+def refuse_foreign(paths: list[Path]) -> None:
+    """Raise OutputError if any of the outputs exists and is not ours: a scan's own record, or a mask drawn by hand."""
+    for path in paths:
+        if path.exists() and not _own(path):
+            raise OutputError(f"{path}: was not written by ssn, so it is not replaced; choose another output folder")
+
+
+def _own(path: Path) -> bool:
+    try:
+        if path.suffix == ".json":
+            return "intended_use" in json.loads(path.read_text(encoding="utf-8"))
+        if path.name.endswith(".nii.gz"):
+            return bytes(nib.load(path).header["descrip"].item()).startswith(OWN_MARK)
+    except (OSError, ValueError, TypeError, nib.filebasedimages.ImageFileError):
+        return False
+    return True
+
+
+def finished_record(
+    path: Path, bundle: Bundle, folder: Path, name: str, *, threshold: float | None, picture: bool
+) -> dict[str, Any] | None:
+    """Return the record of a volume whose outputs are all there, of this very file, bundle, threshold and version."""
+    paths = output_paths(folder, name, picture=picture)
+    if not all(output.is_file() for output in paths):
+        return None
+    try:
+        record: dict[str, Any] = json.loads(paths[2].read_text(encoding="utf-8"))
+        level = bundle.calibration.threshold if threshold is None else threshold
+        made_of = (
+            record["input"]["sha256"],
+            record["bundle"]["sha256"],
+            record["map"]["threshold_z"],
+            record["version"],
+        )
+        with path.open("rb") as stream:
+            wanted = (hashlib.file_digest(stream, "sha256").hexdigest(), bundle.digest, round(level, 4), __version__)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return record if made_of == wanted else None
+
+
+def write_outputs(
+    result: Result,
+    bundle: Bundle,
+    backend: Backend,
+    folder: Path,
+    name: str,
+    *,
+    picture: bool = True,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write `NAME_anomaly.nii.gz`, `NAME_mask.nii.gz`, `NAME.png` and `NAME.json`: all, or none.
+
+    Returns the JSON's contents.
+
+    Raises
+    ------
+    OutputError
+        If an output exists and is not to be overwritten or not ours, or can't be written.
+    """
+    paths = output_paths(folder, name, picture=picture)
+    if not overwrite:
+        refuse_existing(paths)
+    refuse_foreign(paths)
+    for path in paths:  # before the first is replaced
+        check_target(path, overwrite=overwrite)
+    make_folder(folder)
+    fresh = [path for path in paths if not path.exists()]
+    try:
+        start = time.perf_counter()
+        write_map(paths[0], result.score_map, result.volume, overwrite=overwrite)
+        write_map(paths[1], result.mask, result.volume, overwrite=overwrite)
+        result.times.add("write", time.perf_counter() - start)
+        if picture:
+            from ssn.runtime.montage import write_montage
+
+            start = time.perf_counter()
+            write_montage(paths[3], result, bundle, overwrite=overwrite)
+            result.times.add("picture", time.perf_counter() - start)
+        record = as_record(result, bundle, backend)
+        write_text_atomic(paths[2], json.dumps(record, indent=1) + "\n", overwrite=overwrite)
+    except BaseException:
+        for path in fresh:
+            path.unlink(missing_ok=True)
+        raise
+    return record
