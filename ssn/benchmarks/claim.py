@@ -68,6 +68,11 @@ def check_claim(
     ResultsError
         If a baseline or engine that the claim is about was not measured, or nothing was.
     """
+    for what, named in (("engine", engines), ("baseline", against)):
+        known = _names(results, what)
+        if missing := [name for name in named if name not in known]:
+            there = ", ".join(known) or "none"
+            raise ResultsError(f"{', '.join(missing)}: no such {what} in the results; there are: {there}")
     findings = []
     for quantity in QUANTITIES:
         wanted = memory_ratio if quantity == "memory" else ratio
@@ -77,15 +82,9 @@ def check_claim(
             if (against and row["method"] not in against) or (engines and row["engine"] not in engines):
                 continue
             findings.append(_finding(row, model, quantity, wanted))
-    for what, named, found in (
-        ("baseline", against, {finding.method for finding in findings}),
-        ("engine", engines, {finding.engine for finding in findings}),
-    ):
-        missing = [name for name in named if name not in found]
-        if missing:
-            raise ResultsError(
-                f"{', '.join(missing)}: no such {what} in the results; there are: {_names(results, what)}"
-            )
+    found = {name for finding in findings for name in (finding.method, finding.engine)}
+    if missing := [name for name in (*engines, *against) if name not in found]:
+        raise ResultsError(f"{', '.join(missing)}: not measured with what else was named; name less")
     if not findings:
         raise ResultsError("the results hold no comparison; make one with ssn-bench latency or memory")
     return findings
@@ -109,8 +108,7 @@ def _finding(row: Mapping[str, Any], model: str, quantity: Quantity, wanted: flo
     return Finding(row["engine"], row["method"], row["group"], quantity, wanted, ratio, why)
 
 
-def _names(results: Mapping[str, Mapping[str, Any]], what: str) -> str:
+def _names(results: Mapping[str, Mapping[str, Any]], what: str) -> list[str]:
     key = "method" if what == "baseline" else "engine"
     rows = (*rows_of(results, "latency"), *rows_of(results, "memory"))
-    names = dict.fromkeys(row[key] for row in rows if row.get("group") != "slice pipeline" and key in row)
-    return ", ".join(names) or "none"
+    return list(dict.fromkeys(row[key] for row in rows if row.get("group") != "slice pipeline" and key in row))

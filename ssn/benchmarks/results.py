@@ -9,10 +9,12 @@ from typing import Any, Literal
 
 from ssn.core.atomic import write_text_atomic
 from ssn.core.errors import OutputError, ResultsError
+from ssn.core.outputs import make_folder
 
 Results = Mapping[str, Mapping[str, Any]]  # by kind, what was measured
 Kind = Literal["latency", "memory", "throughput", "variants"]
 KINDS: tuple[Kind, ...] = ("latency", "memory", "throughput", "variants")
+OURS = "ssn"  # what ssn-bench accuracy calls the detector that it was given
 
 
 def result_path(folder: Path, kind: Kind, *, overwrite: bool) -> Path:
@@ -26,10 +28,7 @@ def result_path(folder: Path, kind: Kind, *, overwrite: bool) -> Path:
     path = folder / f"{kind}.json"
     if path.exists() and not overwrite:
         raise OutputError(f"{path}: exists already; use --force to replace it, or another folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be made ({error.strerror}); choose another folder") from error
+    make_folder(folder)
     return path
 
 
@@ -70,6 +69,24 @@ def read_json(path: Path) -> dict[str, Any]:
     found = _read(path)
     if not isinstance(found, dict):
         raise ResultsError(f"{path}: is no JSON object; measure it again")
+    return found
+
+
+def read_accuracy(path: Path | None) -> dict[str, Any] | None:
+    """Read the JSON of ssn-bench accuracy, by method; None without a path.
+
+    Raises
+    ------
+    ResultsError
+        If it is missing, damaged or another JSON.
+    """
+    if path is None:
+        return None
+    found = read_json(path)
+    own = found.get(OURS)
+    if not isinstance(own, dict) or not isinstance(own.get("summary"), dict):
+        what = "that of ssn-train evaluate" if {"threshold", "summary", "volumes"} <= set(found) else "another JSON"
+        raise ResultsError(f"{path}: is {what}; give the JSON of ssn-bench accuracy")
     return found
 
 

@@ -60,13 +60,14 @@ def accuracy(
 
         from ssn.benchmarks.accuracy.measured import Splits
         from ssn.benchmarks.accuracy.methods import all_methods, choose_methods, trained_checkpoints
-        from ssn.benchmarks.accuracy.suite import compare, open_controls, output_files, refuse_existing
+        from ssn.benchmarks.accuracy.suite import compare, open_controls, output_files
+        from ssn.core.outputs import check_file
         from ssn.train.calibrate import load_calibration
         from ssn.train.datasets import open_split
         from ssn.train.evaluate import print_table
 
-        if not force:
-            refuse_existing(output)
+        for path in output_files(output).values():
+            check_file(path, overwrite=force)
         names = choose_methods(method)
         checkpoints = trained_checkpoints(checkpoint, also or ())
         learned = learned or data
@@ -104,11 +105,10 @@ def gpu(
     with user_errors():
         from ssn.benchmarks.gpu.suite import require_gpu, run_gpu_suite
         from ssn.benchmarks.slice_models import MODELS
-        from ssn.core.errors import OutputError
+        from ssn.core.outputs import check_file
 
         require_gpu()
-        if output.exists() and not force:
-            raise OutputError(f"{output}: exists already; use --force to replace it, or another name")
+        check_file(output, overwrite=force)
         run_gpu_suite(
             output,
             models=MODELS if model == "all" else (model,),

@@ -180,7 +180,7 @@ def report(
     with user_errors():
         from ssn.benchmarks.pages.rendering import as_html, as_markdown
         from ssn.benchmarks.pages.report import build_sections
-        from ssn.benchmarks.results import load_results, read_ablation, read_json
+        from ssn.benchmarks.results import load_results, read_ablation, read_accuracy
         from ssn.core.atomic import write_text_atomic
         from ssn.core.errors import BackendError, OutputError
 
@@ -194,7 +194,7 @@ def report(
                     found,
                     ratio=ratio,
                     memory_ratio=memory_ratio,
-                    accuracy=None if accuracy is None else read_json(accuracy),
+                    accuracy=read_accuracy(accuracy),
                     ablation=read_ablation(ablation),
                     charts=as_page,
                 )
@@ -218,7 +218,7 @@ def performance(
     """Write docs/performance.md: the claim, and every step with its time before and after."""
     with user_errors():
         from ssn.benchmarks.pages.performance import performance_page
-        from ssn.benchmarks.results import load_results, read_ablation, read_json
+        from ssn.benchmarks.results import load_results, read_ablation, read_accuracy
         from ssn.core.atomic import write_text_atomic
 
         page = performance_page(
@@ -226,7 +226,7 @@ def performance(
             name=output.name,
             ratio=ratio,
             memory_ratio=memory_ratio,
-            accuracy=None if accuracy is None else read_json(accuracy),
+            accuracy=read_accuracy(accuracy),
             ablation=read_ablation(ablation),
         )
         write_text_atomic(output, page, overwrite=force)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ssn.cli.console import progress_bar, user_errors
 from ssn.cli.options import BackendOption, BatchOption, DeviceOption, ThreadsOption
+
+if TYPE_CHECKING:
+    from ssn.core.scoring import Calibration
+
+FEWEST_TO_TELL = 19  # healthy volumes from which on a p-value, 1 / (1 + 19) at least, can be 5 %
 
 
 def calibrate(
@@ -65,10 +70,16 @@ def calibrate(
         engines = find_engines(opened)
         write_calibrated(output, opened, calibration, record, name=name or output.resolve().name, overwrite=force)
         share = f"{calibration.threshold_rate:.2%} of healthy brain above it"
-        typer.echo(
-            f"{output}: map threshold {calibration.threshold:.2f} ({share}), volume threshold "
-            f"{calibration.volume_threshold:.2f} (5 % of {len(paths)} healthy volumes above it)"
-        )
+        typer.echo(f"{output}: map threshold {calibration.threshold:.2f} ({share}), {volume_threshold(calibration)}")
         for entry in engines:
             precision = entry.record.key.precision if entry.record else "fp16"
             typer.echo(f"Engine {entry.folder.name} is not in it; build it: {rebuild_command(output, precision)}")
+
+
+def volume_threshold(calibration: Calibration) -> str:
+    """Say what the volume threshold is, and whether there are volumes enough for what it stands for."""
+    count = calibration.healthy_scores.size
+    text = f"volume threshold {calibration.volume_threshold:.2f} (5 % of {count} healthy volumes above it)"
+    if count < FEWEST_TO_TELL:
+        text += f". Fewer than {FEWEST_TO_TELL} volumes cannot tell 5 %: no p-value of theirs is so low"
+    return text

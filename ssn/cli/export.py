@@ -39,9 +39,8 @@ def onnx(
 ) -> None:
     """Export encoder and flow to ONNX, compare them with torch, and write a bundle."""
     with user_errors():
-        import json
-
-        from ssn.core.errors import DataError
+        from ssn.benchmarks.results import OURS, read_accuracy
+        from ssn.core.bundle import refuse_existing_bundle
         from ssn.core.volume import read_volume
         from ssn.export.onnx import export_bundle
         from ssn.runtime.backend import plan_batches
@@ -52,12 +51,9 @@ def onnx(
 
         detector = load_checkpoint(checkpoint)
         calibration = load_calibration(checkpoint)
-        about = {}
-        if accuracy is not None:
-            try:
-                about["accuracy"] = json.loads(accuracy.read_text())["ssn"]["summary"]
-            except (OSError, ValueError, KeyError) as error:
-                raise DataError(f"{accuracy}: is not a result of ssn-bench accuracy ({error})") from error
+        measured = read_accuracy(accuracy)
+        about = {"accuracy": measured[OURS]["summary"]} if measured else {}
+        refuse_existing_bundle(output, overwrite=force)
         real = []
         for path in check_on or [DEMO_VOLUME]:
             stack = stack_for(detector.network, read_volume(path))

@@ -30,7 +30,7 @@ def finetune(
     slices_a_volume: Annotated[int, typer.Option(help="Slices drawn from each volume.", min=1)] = 16,
     validate_every: Annotated[int, typer.Option(help="Steps between validations (and checkpoints).", min=1)] = 200,
     accumulate: Annotated[int, typer.Option(help="Pieces that a step is computed in, for less memory.", min=1)] = 1,
-    seed: Annotated[int, typer.Option(help="Seed of weights, order and drawn slices.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of weights, order and drawn slices.", min=0, max=2**31 - 1)] = 0,
     layout: LayoutOption = None,
     contrast: ContrastOption = None,
     device: DeviceOption = "auto",
@@ -42,6 +42,7 @@ def finetune(
     """
     with user_errors():
         from ssn.core.errors import OutputError
+        from ssn.core.outputs import check_folder
         from ssn.train.distributed import processes
         from ssn.train.encoder import COMPACT, PAPER
         from ssn.train.finetune import ENCODER_FILE, RECORD_FILE, FinetuneOptions
@@ -50,6 +51,7 @@ def finetune(
 
         if (output / RECORD_FILE).exists() and not resume:
             raise OutputError(f"{output}: holds a fine-tuning; use --resume to go on with it, or another folder")
+        check_folder(output)
         options = FinetuneOptions(
             iterations=iterations,
             batch=batch,

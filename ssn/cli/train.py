@@ -8,12 +8,24 @@ from typing import Annotated, Literal
 import typer
 
 from ssn.cli.ablate import ablate
+from ssn.cli.calibrate import volume_threshold
 from ssn.cli.check_data import check_data
-from ssn.cli.console import progress_bar, user_errors
+from ssn.cli.console import print_version, progress_bar, user_errors
 from ssn.cli.finetune import finetune
 from ssn.cli.options import ContrastOption, Data, DeviceOption, LayoutOption, PoolOption
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Check data or make it, train a detector, calibrate it and measure it."""
+
+
 app.command()(check_data)
 app.command()(finetune)
 
@@ -34,7 +46,7 @@ def synth(
     template: Annotated[
         Literal["icbm152", "sri24"], typer.Option(help="Anatomy that subjects are made from.")
     ] = "icbm152",
-    seed: Annotated[int, typer.Option(help="Another seed makes other people.", min=0)] = 1,
+    seed: Annotated[int, typer.Option(help="Another seed makes other people.", min=0, max=2**31 - 1)] = 1,
     workers: Annotated[int, typer.Option(help="Processes.", min=1)] = 2,
 ) -> None:
     """Make a synthetic cohort: images, exact lesion masks, and cohort.csv."""
@@ -80,7 +92,7 @@ def fit(
         typer.Option(help="Rounds (8 steps of 24 slices) of training encoder and flow together, at the end.", min=0),
     ] = 0,
     encoder_learning_rate: Annotated[float | None, typer.Option(help="Adam's, in those rounds.", min=0)] = None,
-    seed: Annotated[int, typer.Option(help="Seed of weights, order and noise.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of weights, order and noise.", min=0, max=2**31 - 1)] = 0,
     resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in the output folder.")] = False,
     device: DeviceOption = "auto",
     accumulate: Annotated[int, typer.Option(help="Pieces that a step is computed in, for less memory.", min=1)] = 1,
@@ -161,8 +173,10 @@ def calibrate(
 ) -> None:
     """Calibrate a checkpoint on the data set's held-out healthy volumes (split `calibration`)."""
     with user_errors():
+        from ssn.core.bundle import CALIBRATION_FILE
         from ssn.core.calibrate import HealthyVolume
         from ssn.core.calibrate import calibrate as run
+        from ssn.core.outputs import check_file, check_folder
         from ssn.core.volume import read_volume
         from ssn.train.calibrate import save_calibration
         from ssn.train.checkpoint import load_checkpoint
@@ -172,8 +186,11 @@ def calibrate(
         from ssn.train.features import FeatureReader
 
         detector = load_checkpoint(checkpoint).to(choose_device(device))
-        reader = FeatureReader(detector.network, cache or checkpoint / "features")
+        cache = cache or checkpoint / "features"
+        reader = FeatureReader(detector.network, cache)
         cases = open_split(data, "calibration", layout, contrast)
+        check_folder(cache)
+        check_file(checkpoint / CALIBRATION_FILE, overwrite=True)
         grid = detector.config.grid
         with progress_bar() as bar:
             scans = (read_volume(case.image) for case in bar.track(cases, description="healthy volumes"))
@@ -182,7 +199,7 @@ def calibrate(
         save_calibration(checkpoint, result)
         typer.echo(
             f"{checkpoint}: map threshold {result.threshold:.2f} ({rate:.2%} of healthy brain above it), "
-            f"volume threshold {result.volume_threshold:.2f} (5 % of {len(cases)} healthy volumes above it)"
+            f"{volume_threshold(result)}"
         )
 
 
@@ -205,12 +222,14 @@ def evaluate(
         import json
 
         from ssn.core.atomic import write_text_atomic
+        from ssn.core.outputs import check_file
         from ssn.train import evaluate as measuring
         from ssn.train.calibrate import load_calibration
         from ssn.train.checkpoint import load_checkpoint
         from ssn.train.datasets import open_split
         from ssn.train.distributed import choose_device
 
+        check_file(output, overwrite=force)
         detector = load_checkpoint(checkpoint).to(choose_device(device))
         method = measuring.DetectorMethod(detector, load_calibration(checkpoint), checkpoint / "features")
         test = open_split(data, "test", layout, contrast)

@@ -23,6 +23,7 @@ from ssn.core.geometry import GridConfig, ThickSlice
 from ssn.core.hashed_files import file_entry, read_hashed
 from ssn.core.intensity import Normalisation
 from ssn.core.onnx_data import has_external_data
+from ssn.core.outputs import check_folder
 from ssn.core.scoring import Calibration
 from ssn.core.slices import SliceStack, cut_slices
 from ssn.core.volume import Volume
@@ -133,7 +134,7 @@ def load_bundle(folder: Path) -> Bundle:
             spec = ModelSpec(**{**values, "grid": GridConfig(**values["grid"])})
             _check_spec(spec)
             for name in (ENCODER_FILE, FLOW_FILE, CALIBRATION_FILE):
-                if not isinstance(files[name]["bytes"], int) or not isinstance(files[name]["sha256"], str):
+                if type(files[name]["bytes"]) is not int or not isinstance(files[name]["sha256"], str):
                     raise TypeError(f"{name} has no size or hash")
     except (KeyError, TypeError, ValueError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
@@ -150,23 +151,32 @@ def load_bundle(folder: Path) -> Bundle:
 
 
 def _check_spec(spec: ModelSpec) -> None:
+    grid = spec.grid
+    for name, count in {**asdict(grid), "cells": spec.cells, "features": spec.features}.items():
+        if name != "paper" and (type(count) is not int or count < 1):  # a bool is an int too
+            raise ValueError(f"{name} is {count!r}, not a positive integer")
+    if not isinstance(grid.paper, bool):
+        raise TypeError(f"paper is {grid.paper!r}, not true or false")
+    if not isinstance(spec.name, str) or not isinstance(spec.modality, str):
+        raise TypeError(f"name or modality is no text: {spec.name!r}, {spec.modality!r}")
     if spec.normalisation not in ("robust", "minmax"):
         raise ValueError(f"normalisation {spec.normalisation!r} is unknown")
-    if not (0 < spec.cells <= spec.grid.plane and spec.grid.plane % spec.cells == 0):
+    if grid.plane % spec.cells:
         raise ValueError(f"{spec.cells} cells do not divide the plane")
     if spec.thick not in (None, "slab", "middle"):
         raise ValueError(f"thick slice {spec.thick!r} is unknown")
-    if not 0 <= spec.occupancy <= 1 or spec.features < 1:
-        raise ValueError("occupancy or features is out of range")
+    if not 0 <= spec.occupancy <= 1:
+        raise ValueError(f"occupancy {spec.occupancy} is out of range")
 
 
 def refuse_existing_bundle(folder: Path, *, overwrite: bool) -> None:
-    """Raise OutputError if a bundle can't be written there because something is; before minutes of computing."""
+    """Raise OutputError if a bundle can't be written there; before minutes of computing."""
     if folder.exists():
         if not overwrite:
             raise OutputError(f"{folder}: exists already; use --force to replace it, or another name")
         if not (folder / MANIFEST_FILE).exists():
             raise OutputError(f"{folder}: is not a model bundle, so it is not replaced; use another name")
+    check_folder(folder.parent)
 
 
 def write_bundle(
@@ -219,5 +229,5 @@ def write_bundle(
                 if extra.is_dir():
                     extra.rename(folder / extra.name)
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be written ({error.strerror or error})") from error
+        raise OutputError(f"{folder}: cannot be written ({error.strerror or error}); choose another folder") from error
     return load_bundle(folder)

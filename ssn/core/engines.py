@@ -14,6 +14,7 @@ The hashes tell damage and mix-ups, not malice: whoever may write into the bundl
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import tempfile
 from collections.abc import Mapping
@@ -36,6 +37,8 @@ from ssn.core.engine_record import (
 )
 from ssn.core.errors import BundleError, OutputError
 from ssn.core.hashed_files import file_entry, read_hashed
+
+_ELSEWHERE = "copy the bundle to a folder that you can write to and build there"
 
 
 def rebuild_command(bundle: Path, precision: str = "fp16") -> str:
@@ -159,11 +162,9 @@ def write_engines(bundle: Bundle, record: EngineRecord, blobs: Mapping[str, byte
     """
     if {name: file_entry(data) for name, data in blobs.items()} != record.files:
         raise ValueError("the record is of other files")
+    refuse_existing_engines(bundle, record.key, overwrite=overwrite)
     root = bundle.folder / ENGINES_FOLDER
     folder = root / record.key.slug
-    if root.is_symlink() or folder.is_symlink():
-        raise OutputError(f"{folder}: is a link, which is not followed; remove it")
-    refuse_existing_engines(bundle, record.key, overwrite=overwrite)
     stored = {"schema": ENGINE_SCHEMA, **asdict(record)}
     stored["sha256"] = record_digest(json.loads(json.dumps(stored)))
     try:
@@ -178,15 +179,18 @@ def write_engines(bundle: Bundle, record: EngineRecord, blobs: Mapping[str, byte
                 folder.rename(Path(scratch) / "old")
             made.rename(folder)
     except OSError as error:
-        raise OutputError(
-            f"{folder}: cannot be written ({error.strerror or error}); copy the bundle to a folder that you can "
-            "write to and build there"
-        ) from error
+        raise OutputError(f"{folder}: cannot be written ({error.strerror or error}); {_ELSEWHERE}") from error
     return folder
 
 
 def refuse_existing_engines(bundle: Bundle, key: EngineKey, *, overwrite: bool) -> None:
-    """Raise OutputError if engines of this key exist and are not to be overwritten; before minutes of building."""
-    folder = bundle.folder / ENGINES_FOLDER / key.slug
+    """Raise OutputError if engines of this key can't be written, or exist already; before minutes of building."""
+    root = bundle.folder / ENGINES_FOLDER
+    folder = root / key.slug
+    if root.is_symlink() or folder.is_symlink():
+        raise OutputError(f"{folder}: is a link, which is not followed; remove it")
+    place = root if root.exists() else bundle.folder
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise OutputError(f"{folder}: cannot be written; {_ELSEWHERE}")
     if folder.exists() and not overwrite:
         raise OutputError(f"{folder}: exists already; use --force to replace it")

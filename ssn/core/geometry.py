@@ -163,7 +163,7 @@ class GridConfig:
     paper: bool = False
 
     def __post_init__(self) -> None:
-        if self.plane % 16 or self.depth % self.window or self.plane <= 0 or self.depth <= 0:
+        if min(self.plane, self.depth, self.window) < 1 or self.plane % 16 or self.depth % self.window:
             raise ValueError(f"grid {self}: plane must be a multiple of 16 and depth of the window")
 
     @property

@@ -10,7 +10,7 @@ from pathlib import Path
 from ssn.core.bundle import Bundle
 from ssn.core.engine_record import Precision
 from ssn.core.engines import find_engines
-from ssn.core.errors import SsnError
+from ssn.core.errors import DataError, SsnError
 from ssn.export.parity import TOLERANCES, Drift, Method, Sample, answers, excesses, measure, method_of
 from ssn.export.precision import read_model, rounded
 from ssn.export.variants import GRAPHS, Node, convert, with_graphs
@@ -51,10 +51,17 @@ class Row:
 
 
 def ways(bundle: Bundle, checkpoint: Path | None = None) -> list[Way]:
-    """List the ways to run a bundle, other than the reference."""
+    """List the ways to run a bundle, other than the reference.
+
+    Raises
+    ------
+    DataError
+        If a checkpoint is given that cannot be loaded, or that the bundle was not made from.
+    """
     found = []
     if checkpoint is not None:
-        found.append(Way("torch", "fp32", lambda: nullcontext(_torch(checkpoint))))
+        torch = _torch(bundle, checkpoint)
+        found.append(Way("torch", "fp32", lambda: nullcontext(torch)))
     found.append(Way("fp16 graph, rounded on cpu", "fp16", lambda: _running(bundle, lambda: _half_on_cpu(bundle))))
     for option in options(bundle, look(), verify=True):
         if option.label == REFERENCE:
@@ -77,11 +84,15 @@ def _running(bundle: Bundle, make: Callable[[], Backend]) -> Iterator[Method]:
         yield method_of(bundle, backend)
 
 
-def _torch(checkpoint: Path) -> Method:
+def _torch(bundle: Bundle, checkpoint: Path) -> Method:
+    from ssn.export.onnx import spec_of
     from ssn.export.torch_reference import torch_method
     from ssn.train.checkpoint import load_checkpoint
 
-    return torch_method(load_checkpoint(checkpoint))
+    detector = load_checkpoint(checkpoint)
+    if spec_of(detector, bundle.spec.name, bundle.spec.modality) != bundle.spec:
+        raise DataError(f"{checkpoint}: is of another model than {bundle.folder}; give the one that it was made from")
+    return torch_method(detector)
 
 
 def _half_on_cpu(bundle: Bundle) -> Backend:
@@ -103,7 +114,13 @@ def check_bundle(
     checkpoint: Path | None = None,
     report: Callable[[str, int, int], None] = lambda what, step, steps: None,
 ) -> list[Row]:
-    """Run every way on the same slices; a way that fails is a row of its own, and the others go on."""
+    """Run every way on the same slices; a way that fails is a row of its own, and the others go on.
+
+    Raises
+    ------
+    DataError
+        As `ways`, before anything is run.
+    """
     found = ways(bundle, checkpoint)
     report(REFERENCE, 0, len(found) + 1)
     with OnnxRuntimeBackend(bundle) as backend:

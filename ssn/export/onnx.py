@@ -146,6 +146,21 @@ def random_batches(detector: Detector) -> list[Batch]:
     return batches
 
 
+def spec_of(detector: Detector, name: str, modality: str) -> ModelSpec:
+    """Say what a runtime must know to run a detector."""
+    config, network = detector.config, detector.network
+    return ModelSpec(
+        name=name,
+        modality=modality,
+        grid=config.grid,
+        normalisation=config.normalisation,
+        cells=network.cells,
+        features=network.channels,
+        occupancy=config.occupancy,
+        thick=config.thick,
+    )
+
+
 def export_bundle(
     detector: Detector,
     calibration: Calibration,
@@ -171,7 +186,7 @@ def export_bundle(
     OutputError
         If the folder can't be written.
     """
-    config, network = detector.config, detector.network
+    config = detector.config
     graphs = export_graphs(detector)
     parity = max(
         measure_parity(detector, graphs, random_batches(detector), far=True), measure_parity(detector, graphs, real)
@@ -181,16 +196,7 @@ def export_bundle(
             f"{folder}: not written, because ONNX Runtime differs from torch by {parity:.1e} in log-likelihood "
             f"per dimension; at most {TOLERANCE:.0e} is allowed"
         )
-    spec = ModelSpec(
-        name=name,
-        modality=modality,
-        grid=config.grid,
-        normalisation=config.normalisation,
-        cells=network.cells,
-        features=network.channels,
-        occupancy=config.occupancy,
-        thick=config.thick,
-    )
+    spec = spec_of(detector, name, modality)
     record = {
         "version": __version__,
         "tools": {tool: _version(tool) for tool in _TOOLS},

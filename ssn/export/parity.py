@@ -121,7 +121,7 @@ def prepare(bundle: Bundle, path: Path, mask: Path | None = None) -> Sample:
     VolumeError
         If one of them cannot be read.
     DataError
-        If they have different shapes, or scikit-learn isn't installed.
+        If the mask has another shape, or marks nothing of the brain or all of it, or scikit-learn isn't installed.
     """
     volume, spec = read_volume(path), bundle.spec
     stack = spec.cut(volume)
@@ -132,6 +132,11 @@ def prepare(bundle: Bundle, path: Path, mask: Path | None = None) -> Sample:
         lesion = read_volume(mask).data > 0
         if lesion.shape != volume.data.shape:
             raise DataError(f"{mask}: has shape {lesion.shape} and {path} has {volume.data.shape}; give its own mask")
+        inside = lesion[stack.brain]
+        if not inside.any():
+            raise DataError(f"{mask}: holds no lesion inside the brain of {path}; leave out the mask")
+        if inside.all():
+            raise DataError(f"{mask}: leaves no healthy voxel in the brain of {path}; mark the lesion, not the brain")
     return Sample(path.name, volume.sha256, stack, float(np.prod(volume.zooms)) / 1000, lesion)
 
 

@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from ssn.core.atomic import write_text_atomic
 from ssn.core.errors import DataError
+from ssn.core.outputs import check_folder
 from ssn.train.ablation_data import AblationData
 from ssn.train.ablation_measure import Looked, measure_arm
 from ssn.train.arms import Arm
@@ -57,9 +58,13 @@ def run_arms(
     DataError
         If the folder's result was made with other settings or volumes, or an encoder is to be trained by processes
         that share each step (torchrun).
+    OutputError
+        If a folder cannot be written to, said before any computing.
     """
     if ranks.count > 1 and any(arm.options.tune_encoder for arm in arms):
         raise DataError("the arm 'tuned during' is trained by one process; ask 'encoder' without torchrun")
+    for place in (folder, reuse or folder):
+        check_folder(place)
     runs = [(arm, seed) for arm in {arm.run: arm for arm in arms}.values() for seed in range(seeds)]
     results: dict[tuple[str, int], dict[str, Any]] = {}
     looked = Looked()

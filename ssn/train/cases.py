@@ -48,7 +48,7 @@ class Dataset:
 
     Attributes
     ----------
-    root : the folder that names are relative to
+    root : the folder, or the table, that was read
     flat : the images are 2D, for fine-tuning the encoder only
     problems : what is wrong with the layout itself, one line each with the file named
     notes : what was seen and is not used

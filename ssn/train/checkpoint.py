@@ -81,10 +81,9 @@ def load_checkpoint(folder: Path) -> Detector:
             module.load_state_dict(
                 {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
             )
-    except FileNotFoundError as error:
-        raise DataError(
-            f"{folder}: is not a checkpoint ({error.filename} is missing). Make one with ssn-train fit."
-        ) from error
+    except OSError as error:
+        reason = f"{error.filename}: {error.strerror}" if error.filename else error  # safetensors' own has no name
+        raise DataError(f"{folder}: is not a checkpoint ({reason}). Make one with ssn-train fit.") from error
     except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{folder}: the checkpoint is damaged or of another version ({reason}).") from error

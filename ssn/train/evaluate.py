@@ -115,12 +115,15 @@ def lesion_mask(case: Case, scored: ScoredVolume) -> NDArray[np.bool_]:
     Raises
     ------
     DataError
-        If it is not on its image's grid, or marks nothing inside the brain.
+        If it is not on its image's grid, or marks nothing inside the brain, or all of it.
     """
     assert case.mask is not None
     mask = read_mask(case.mask, scored.brain.shape)
-    if not (mask & scored.brain).any():
+    inside = mask[scored.brain]
+    if not inside.any():
         raise DataError(f"{case.mask}: holds no lesion inside the brain; a healthy volume has no mask at all")
+    if inside.all():
+        raise DataError(f"{case.mask}: leaves no healthy voxel in the brain; mark the lesion, not the brain")
     return mask
 
 

@@ -218,8 +218,9 @@ def _restore(
             raise DataError(f"{folder}: was fine-tuned with other settings; resume with the same ones")
         network.load_state_dict(load_file(folder / NETWORK_FILE))
         restore_optimiser(optimiser, folder)
-    except FileNotFoundError as error:
-        raise DataError(f"{folder}: holds nothing to resume ({error.filename} is missing)") from error
+    except OSError as error:
+        reason = f"{error.filename}: {error.strerror}" if error.filename else error  # safetensors' own has no name
+        raise DataError(f"{folder}: holds nothing to resume ({reason})") from error
     except (KeyError, ValueError, RuntimeError, SafetensorError) as error:
         raise DataError(f"{folder}: is damaged or of another version ({str(error).splitlines()[0]})") from error
     return record

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ssn.core.errors import DataError
+from ssn.core.outputs import check_folder
 from ssn.train.batches import Altered, Pool, epoch_batches
 from ssn.train.checkpoint import (
     OPTIMISER_FILE,
@@ -128,6 +129,8 @@ def fit(
         several processes.
     VolumeError
         A volume that cannot be used, named.
+    OutputError
+        `folder` or `cache` cannot be written to, said before any computing.
     """
     if not paths:
         raise DataError("there is no healthy volume to train on")
@@ -137,6 +140,8 @@ def fit(
         raise DataError(
             "encoder and flow are trained together by one process only; start --tune-encoder without torchrun"
         )
+    for place in (folder, cache):
+        check_folder(place)
     if resume:
         detector = load_checkpoint(folder)
         detector.flow.train()

@@ -88,7 +88,7 @@ def read_csv(path: Path) -> Dataset:
     cases = tuple(_row_case(table, number, row) for number, row in enumerate(rows, start=2))
     if not cases:
         raise wrong_layout(table, "csv", "has no row")
-    return Dataset(table.parent, "csv", cases)
+    return Dataset(table, "csv", cases)
 
 
 def _row_case(table: Path, number: int, row: dict[str, str | None]) -> Case:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import multiprocessing
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
@@ -17,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 from ssn.core.atomic import atomic_path
-from ssn.core.errors import DataError
+from ssn.core.errors import DataError, OutputError
+from ssn.core.outputs import make_folder
 from ssn.train.anatomy import (
     Contrast,
     acquire,
@@ -33,6 +35,7 @@ from ssn.train.lesions import LESION_KINDS, LesionKind, blend, draw_lesion
 from ssn.train.templates import Template, TemplateName, load_template
 
 CROPPED_SHARE = 0.15
+SEEDS = 1_000_000  # of subjects that a cohort's seed leaves room for
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ def plan_cohort(sizes: dict[str, int], contrast: Contrast, template: TemplateNam
             number = len(records)
             name = f"{template}-{contrast}-{split}-{index:04d}.nii.gz"
             mask = f"masks/{name}" if lesion else ""
-            own = seed * 1_000_000 + number
+            own = seed * SEEDS + number
             records.append(SubjectRecord(f"images/{name}", mask, split, lesion, 0.0, contrast, template, own))
     return records
 
@@ -148,11 +151,20 @@ def write_cohort(
 ) -> Path:
     """Make every subject that is not there yet and write `cohort.csv`; returns its path.
 
-    `progress` is called with the number of subjects done. A subject whose record stands in an older
-    `cohort.csv` with the same seed is kept, so an interrupted run goes on where it stopped.
+    `progress` is called with the number of subjects done. A subject that stands in an older `cohort.csv` is kept,
+    so an interrupted run goes on where it stopped.
+
+    Raises
+    ------
+    OutputError
+        Before anything is written, if `cohort.csv` has a subject that is not among `records`, or the folder can't be
+        written to.
     """
     table = folder / COHORT_FILE
-    known = {record.seed: record for record in read_cohort(table)} if table.exists() else {}
+    there = read_cohort(table) if table.exists() else []
+    _refuse_others(table, there, records)
+    make_folder(folder)
+    known = {record.seed: record for record in there}
     done = []
     missing = []
     for record in records:
@@ -161,7 +173,6 @@ def write_cohort(
             done.append(old)
         else:
             missing.append(record)
-    folder.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         for made in pool.map(_make_and_write, missing, [folder] * len(missing)):
             done.append(made)
@@ -169,6 +180,18 @@ def write_cohort(
             if len(done) % 10 == 0 or len(done) == len(records):
                 _write_table(table, sorted(done, key=lambda record: record.seed))
     return table
+
+
+def _refuse_others(table: Path, there: list[SubjectRecord], records: list[SubjectRecord]) -> None:
+    """Raise OutputError if a cohort holds subjects that are not planned: their rows and files would be replaced."""
+    planned = set(records)
+    other = next((old for old in there if replace(old, volume_ml=0.0) not in planned), None)
+    if other is not None:
+        sizes = ", ".join(f"{size} {split}" for split, size in Counter(record.split for record in there).items())
+        raise OutputError(
+            f"{table}: is of another cohort (seed {other.seed // SEEDS}, {other.contrast}, {other.template}; {sizes}); "
+            "use another folder, or the same options"
+        )
 
 
 def _write_table(path: Path, records: list[SubjectRecord]) -> None:

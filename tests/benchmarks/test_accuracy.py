@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from brains import save
 from PIL import Image
 from trees import ZOOMS, mask, plain, volume
 from typer.testing import CliRunner
@@ -83,6 +84,14 @@ def test_the_healthy_only_threshold_comes_from_healthy_volumes_alone(cases):
     values = np.concatenate([scored.score_map[scored.brain] for scored in maps])
     above = (values > with_all.thresholds.healthy).mean()
     assert above == pytest.approx(1 - HEALTHY_QUANTILE, abs=0.003), "that share of healthy brain lies above"
+
+
+def test_a_mask_of_the_whole_brain_is_refused_by_its_name(tmp_path):
+    brain = np.ones((4, 4, 4), bool)
+    path = save(tmp_path / "all.nii", brain, np.eye(4), np.uint8)
+    scored = ScoredVolume(np.zeros(brain.shape, np.float32), brain, 0.0, 0.001)
+    with pytest.raises(DataError, match=r"all\.nii: leaves no healthy voxel in the brain"):
+        lesion_mask(Case(path, "all.nii", "all", "test", mask=path), scored)
 
 
 def test_a_calibration_volume_with_a_lesion_is_refused(cases):

@@ -271,12 +271,31 @@ def test_the_claim_ends_with_0_only_when_it_holds_for_what_was_stated(results):
 def test_a_claim_about_what_was_not_measured_is_one_clear_line(results, tmp_path):
     for arguments, said in (
         ((results, "--against", "SegResNet"), "SegResNet: no such baseline"),
+        ((results, "--against", "VQVAE", "--engine", "bogus"), "bogus: no such engine in the results; there are: onnx"),
         ((tmp_path / "nowhere",), "holds none of"),
     ):
         result = invoke("claim", *arguments)
         assert result.exit_code == 1
         assert len(result.stderr.strip().splitlines()) == 1
         assert said in result.stderr
+
+
+def test_accuracy_of_another_command_is_one_clear_line(results, tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps({"threshold": 1.0, "summary": {"all": {}}, "volumes": []}))
+    for command in ("report", "performance"):
+        result = invoke(command, results, "-o", tmp_path / "page.md", "--accuracy", tmp_path / "a.json")
+        assert result.exit_code == 1
+        assert "a.json: is that of ssn-train evaluate; give the JSON of ssn-bench accuracy" in result.stderr
+    assert not (tmp_path / "page.md").exists()
+
+
+def test_what_was_measured_but_not_together_is_one_clear_line(results):
+    rows = json.loads((results / "latency.json").read_text())
+    rows["rows"].append(rows["rows"][1] | {"engine": "torch", "method": "SwinUNETR"})
+    (results / "latency.json").write_text(json.dumps(rows))
+    result = invoke("claim", results, "--against", "VQVAE", "--against", "SwinUNETR", "--engine", "torch")
+    assert result.exit_code == 1
+    assert "VQVAE: not measured with" in result.stderr
 
 
 def test_a_damaged_result_is_refused(results):

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from brains import brain_file
 from typer.testing import CliRunner
 
 from ssn.cli import infer, train
+from ssn.cli.calibrate import volume_threshold
 from ssn.cli.export import app
 from ssn.core.bundle import CALIBRATION_FILE, ENCODER_FILE, FLOW_FILE, load_bundle
 from ssn.train.calibrate import load_calibration
@@ -41,7 +43,7 @@ def calibrated(tiny_bundle, scans, tmp_path_factory):
     folder = tmp_path_factory.mktemp("calibrated") / "ours"
     result = calibrate(source, scans, "-o", folder)
     assert result.exit_code == 0, result.output
-    assert "5 healthy volumes" in result.stdout
+    assert "5 healthy volumes above it). Fewer than 19 volumes cannot tell 5 %" in result.stdout
     return load_bundle(source), load_bundle(folder)
 
 
@@ -54,6 +56,12 @@ def test_the_new_bundle_has_the_same_graphs_and_statistics_of_its_own(calibrated
     assert new.calibration.sigma == old.calibration.sigma
     assert new.calibration.threshold_rate == old.calibration.threshold_rate
     assert not np.allclose(new.calibration.mean, old.calibration.mean, atol=0.05)
+
+
+def test_enough_volumes_are_not_doubted(tiny_calibration):
+    few, enough = (replace(tiny_calibration, healthy_scores=np.ones(n, np.float32)) for n in (18, 19))
+    assert "cannot tell" in volume_threshold(few)
+    assert "cannot tell" not in volume_threshold(enough)
 
 
 def test_its_record_says_what_was_calibrated_when_and_on_how_much(calibrated, scans):
@@ -90,7 +98,7 @@ def test_ssn_infer_takes_the_new_bundle_and_compares_with_the_new_volumes(calibr
     assert result.exit_code == 0, result.output
     record = json.loads((tmp_path / "s0.json").read_text())
     assert record["volume"]["healthy_volumes"] == 5
-    assert record["bundle"] == {"name": "ours", "sha256": calibrated[1].digest}
+    assert (record["bundle"]["name"], record["bundle"]["sha256"]) == ("ours", calibrated[1].digest)
 
 
 def test_too_few_volumes_are_refused_before_any_computing(tiny_bundle, scans, tmp_path):

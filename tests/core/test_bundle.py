@@ -75,7 +75,13 @@ def test_a_name_that_leaves_the_bundle_is_refused(bundle):
         (lambda m: m["model"].update(normalisation="magic"), "magic"),
         (lambda m: m["model"].update(cells=47), "47 cells"),
         (lambda m: m["model"].update(occupancy=2), "out of range"),
+        (lambda m: m["model"].update(features=True), "features is True"),
+        (lambda m: m["model"].update(name=None), "name or modality"),
+        (lambda m: m["model"].update(modality=None), "name or modality"),
         (lambda m: m["model"]["grid"].update(plane=100), "plane"),
+        (lambda m: m["model"]["grid"].update(plane=192.0), "plane is 192.0"),
+        (lambda m: m["model"]["grid"].update(window=0), "window"),
+        (lambda m: m["model"]["grid"].update(paper=1), "paper is 1"),
         (lambda m: m["model"].update(surprise=1), "surprise"),
     ],
 )

@@ -6,7 +6,7 @@ import pytest
 
 from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, load_bundle
 from ssn.core.engine_record import ENCODER_ENGINE, FLOW_ENGINE, RECORD_FILE, Device, EngineKey, EngineRecord, TensorSpec
-from ssn.core.engines import find_engines, read_engine, refusal, write_engines
+from ssn.core.engines import find_engines, read_engine, refusal, refuse_existing_engines, write_engines
 from ssn.core.errors import BundleError, OutputError
 from ssn.core.hashed_files import file_entry
 
@@ -156,6 +156,12 @@ def test_links_and_names_that_leave_the_folder_are_refused(bundle, written, tmp_
     root.rmdir()
     root.symlink_to(tmp_path)
     assert "is a link" in only_entry(bundle).problem
+
+
+def test_where_no_engine_can_be_written_is_said_before_one_is_built(bundle):
+    (bundle.folder / "engines").write_text("a file")
+    with pytest.raises(OutputError, match="cannot be written; copy the bundle"):
+        refuse_existing_engines(bundle, KEY, overwrite=True)
 
 
 def test_a_folder_is_written_whole_or_not_at_all(bundle, written, monkeypatch):

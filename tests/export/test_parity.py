@@ -130,6 +130,13 @@ def test_a_mask_of_another_shape_is_refused(bundle, files, tmp_path):
         prepare(bundle, files[0], other)
 
 
+def test_a_mask_of_nothing_or_of_the_whole_brain_is_refused(bundle, files, tmp_path):
+    data, affine = brain_array(ZOOMS)
+    for name, marked, message in (("all", data > 0, "leaves no healthy voxel"), ("none", data == 0, "holds no lesion")):
+        with pytest.raises(DataError, match=f"{name}.nii.gz: {message}"):
+            prepare(bundle, files[0], save(tmp_path / f"{name}.nii.gz", marked, affine, np.uint8))
+
+
 def test_every_way_is_run_or_says_why_not(bundle, sample):
     rows = {row.name: row for row in check_bundle(bundle, [sample])}
     half = rows["fp16 graph, rounded on cpu"]

@@ -10,7 +10,7 @@ from filelock import FileLock
 from trees import mask, table
 
 from ssn.core.calibrate import HealthyVolume, calibrate
-from ssn.core.errors import DataError
+from ssn.core.errors import DataError, OutputError
 from ssn.core.geometry import GridConfig
 from ssn.core.volume import read_volume
 from ssn.train.ablate import run_arm, run_arms
@@ -88,6 +88,13 @@ def test_questions_that_cannot_be_asked_are_refused():
         arms("encoder", tuned=Path("nowhere"))
     with pytest.raises(DataError, match="cannot choose its anomalies"):
         plan_arms(["anomalies"], TINY, replace(OPTIONS, loss="none"), "none")
+
+
+def test_a_file_is_no_folder_of_an_ablation(data, tmp_path):
+    (tmp_path / "notes.txt").write_text("precious")
+    for folder, reuse in ((tmp_path / "notes.txt", None), (tmp_path / "new", tmp_path / "notes.txt")):
+        with pytest.raises(OutputError, match=r"notes.txt is a file"):
+            run_arms([], 1, data, folder, reuse=reuse)
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,11 @@
-from dataclasses import replace
+import csv
+from dataclasses import asdict, replace
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from ssn.core.errors import DataError
+from ssn.core.errors import DataError, OutputError
 from ssn.core.pose import find_brain
 from ssn.core.volume import read_volume
 from ssn.train.datasets import open_split
@@ -69,6 +70,28 @@ def test_a_cohort_is_written_resumed_and_usable(tmp_path):
     assert find_brain(volume).mean() > 0.1
     with pytest.raises(DataError, match="no volume in split"):
         open_split(tmp_path, "validation")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "options"),
+    [
+        ({"train": 2}, ("t1", "icbm152", 4)),
+        ({"train": 2}, ("t2", "icbm152", 3)),
+        ({"train": 2}, ("t1", "sri24", 3)),
+        ({"train": 1}, ("t1", "icbm152", 3)),
+    ],
+)
+def test_another_cohort_is_not_replaced(tmp_path, sizes, options):
+    there = plan_cohort({"train": 2}, "t1", "icbm152", 3)
+    with (tmp_path / "cohort.csv").open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(asdict(there[0])))
+        writer.writeheader()
+        writer.writerows(asdict(record) for record in there)
+    before = (tmp_path / "cohort.csv").read_bytes()
+    with pytest.raises(OutputError, match=r"another cohort \(seed 3, t1, icbm152; 2 train\); use another folder"):
+        write_cohort(tmp_path, plan_cohort(sizes, *options))
+    assert (tmp_path / "cohort.csv").read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_table_of_another_kind_is_refused(tmp_path):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, get_args
 from ssn.benchmarks.accuracy.autoencoder import AutoencoderBudget, fit_autoencoder
 from ssn.benchmarks.accuracy.measured import Tell
 from ssn.benchmarks.accuracy.peers import PeerBudget, PeerName, fit_peer, healthy_slices, peer_method, require_anomalib
+from ssn.benchmarks.results import OURS
 from ssn.core.errors import DataError
 from ssn.train.calibrate import load_calibration
 from ssn.train.checkpoint import load_checkpoint
@@ -19,7 +20,6 @@ from ssn.train.references import HealthyVolumes, intensity_method, reference_met
 if TYPE_CHECKING:
     from torch import Tensor
 
-OURS = "ssn"
 DEFAULT = ("z-score", "pca")
 PEERS: tuple[PeerName, ...] = get_args(PeerName)
 NAMES = (*DEFAULT, "bright voxels", "dark voxels", "autoencoder 3d", *PEERS)

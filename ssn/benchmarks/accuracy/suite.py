@@ -11,8 +11,7 @@ from ssn.benchmarks.accuracy.measured import Splits, Tell
 from ssn.benchmarks.accuracy.pictures import choose_slices, draw_curves, draw_montage, write_figure
 from ssn.benchmarks.accuracy.table import markdown
 from ssn.benchmarks.accuracy.workers import Make, Measured, measure_at_once, measure_in_turn
-from ssn.core.atomic import printable, write_text_atomic
-from ssn.core.errors import OutputError
+from ssn.core.atomic import write_text_atomic
 from ssn.train.cases import Case
 from ssn.train.datasets import open_healthy
 
@@ -26,19 +25,6 @@ def output_files(output: Path) -> dict[str, Path]:
         "curves": output.with_name(f"{stem}-curves.png"),
         "montage": output.with_name(f"{stem}-montage.png"),
     }
-
-
-def refuse_existing(output: Path) -> None:
-    """Say which file exists already, before anything is computed.
-
-    Raises
-    ------
-    OutputError
-        With the file named.
-    """
-    for path in output_files(output).values():
-        if path.exists():
-            raise OutputError(f"{printable(path)}: exists already; use --force to replace it, or another name")
 
 
 def open_controls(paths: Sequence[Path]) -> dict[str, list[Case]]:

@@ -8,14 +8,13 @@ from typing import Any
 
 from ssn.benchmarks.claim import QUANTITIES, check_claim
 from ssn.benchmarks.measure import Ratio
-from ssn.benchmarks.results import Results, rows_of
+from ssn.benchmarks.results import OURS, Results, rows_of
 
 Row = Mapping[str, Any]
 EFFICIENCY_WANTED = 0.9  # of a cohort: the slowest part alone over all parts overlapped
 _SAME_MAP = 0.999  # correlation of two maps from which on they are the same
 _SAME_SCORE = 0.01  # relative difference of volume scores up to which they are
 _SAME_AUPRC = 0.005  # what a step may lose of it
-_OURS = "ssn"  # what ssn-bench accuracy calls the detector that it was given
 _MEASURES = ("auroc", "auprc", "dice", "pro", "slice_auroc", "slice_auprc")
 
 
@@ -164,7 +163,7 @@ def accuracy_of(row: Row, accuracy: Mapping[str, Any] | None) -> Row:
     row : of latency.json
     accuracy : JSON of ssn-bench accuracy; it comes before what the bundle has on record
     """
-    name = _OURS if row.get("accuracy") else row["method"]
+    name = OURS if row.get("accuracy") else row["method"]
     measured = (accuracy or {}).get(name, {}).get("summary", {}).get("all")
     return measured or row.get("accuracy") or {}
 
