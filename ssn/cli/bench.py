@@ -8,17 +8,15 @@ from typing import Annotated
 import typer
 
 from ssn.cli import bench_speed
-from ssn.cli.console import print_version, reporting, user_errors
-from ssn.cli.options import ContrastOption, Data, LayoutOption, SliceModels
+from ssn.cli.console import reporting, user_errors
+from ssn.cli.options import ContrastOption, Data, LayoutOption, SliceModels, VersionOption
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 
 @app.callback()
 def main(
-    version: Annotated[
-        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
-    ] = False,
+    version: VersionOption = False,
 ) -> None:
     """Measure accuracy against references, speed against 3D networks, and engines on a GPU."""
 

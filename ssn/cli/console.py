@@ -101,12 +101,3 @@ def needing_onnx() -> Iterator[None]:
         if error.name != "onnx":
             raise
         raise BackendError("the onnx package is needed and not installed; pip install onnx") from error
-
-
-def print_version(wanted: bool) -> None:
-    """Typer callback of `--version`."""
-    if wanted:
-        from ssn import __version__
-
-        typer.echo(__version__)
-        raise typer.Exit

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ssn.cli.calibrate import calibrate
-from ssn.cli.console import needing_onnx, print_version, reporting, user_errors
+from ssn.cli.console import needing_onnx, reporting, user_errors
+from ssn.cli.options import VersionOption
 
 if TYPE_CHECKING:
     from ssn.core.bundle import Bundle
@@ -20,9 +21,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 
 @app.callback()
 def main(
-    version: Annotated[
-        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
-    ] = False,
+    version: VersionOption = False,
 ) -> None:
     """Turn a checkpoint into a bundle and a bundle into engines, and look into both."""
 

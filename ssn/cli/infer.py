@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ssn.cli.console import print_version, progress_bar, user_errors
-from ssn.cli.options import BackendOption, BatchOption, DeviceOption, ThreadsOption
+from ssn.cli.console import progress_bar, user_errors
+from ssn.cli.options import BackendOption, BatchOption, DeviceOption, ThreadsOption, VersionOption
 
 if TYPE_CHECKING:
     from ssn.runtime.cohort import Job, Outcome
@@ -52,9 +52,7 @@ def infer(
     as_json: Annotated[bool, typer.Option("--json", help="Print the records as JSON lines.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Say what computes, and why.")] = False,
     doctor: Annotated[bool, typer.Option("--doctor", help="Say what this machine has and what would run.")] = False,
-    version: Annotated[
-        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
-    ] = False,
+    version: VersionOption = False,
 ) -> None:
     """Find what is abnormal in 3D brain MRI.
 

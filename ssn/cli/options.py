@@ -1,4 +1,4 @@
-"""Arguments and options that several commands have: those with a data set, and those that run a bundle."""
+"""Arguments and options that several commands have: the version, data sets, and what runs a bundle."""
 
 from __future__ import annotations
 
@@ -7,9 +7,22 @@ from typing import Annotated, Literal
 
 import typer
 
+
+def _print_version(wanted: bool) -> None:
+    """Typer callback of `--version`."""
+    if wanted:
+        from ssn import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+VersionOption = Annotated[
+    bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+]
 Data = Annotated[
     Path,
-    typer.Argument(help="Folder of NIfTI, IXI, BraTS2021, or a CSV (image,mask,split); ssn-train check-data explains."),
+    typer.Argument(help="Folder of NIfTI, IXI, BraTS2021, or a CSV (image,mask,split): docs/train.md."),
 ]
 LayoutOption = Annotated[
     Literal["csv", "ixi", "brats", "br35h", "folder"] | None,

@@ -10,18 +10,16 @@ import typer
 from ssn.cli.ablate import ablate
 from ssn.cli.calibrate import volume_threshold
 from ssn.cli.check_data import check_data
-from ssn.cli.console import print_version, progress_bar, user_errors
+from ssn.cli.console import progress_bar, user_errors
 from ssn.cli.finetune import finetune
-from ssn.cli.options import ContrastOption, Data, DeviceOption, LayoutOption, PoolOption
+from ssn.cli.options import ContrastOption, Data, DeviceOption, LayoutOption, PoolOption, VersionOption
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 
 @app.callback()
 def main(
-    version: Annotated[
-        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
-    ] = False,
+    version: VersionOption = False,
 ) -> None:
     """Check data or make it, train a detector, calibrate it and measure it."""
 
