@@ -58,16 +58,18 @@ def onnx(
             stack = stack_for(detector.network, read_volume(path))
             batches = list(plan_batches(stack, detector.config.occupancy, SLICES_AT_ONCE))
             real.append(batches[len(batches) // 2])
-        bundle = export_bundle(
-            detector,
-            calibration,
-            output,
-            name=name or output.resolve().name,
-            modality=modality,
-            real=real,
-            about=about,
-            overwrite=force,
-        )
+        with reporting() as report:
+            report("exporting, and comparing with torch", 0, 1)
+            bundle = export_bundle(
+                detector,
+                calibration,
+                output,
+                name=name or output.resolve().name,
+                modality=modality,
+                real=real,
+                about=about,
+                overwrite=force,
+            )
         parity = bundle.manifest["parity"]["log_likelihood_per_dimension"]
         typer.echo(f"{output}: written; ONNX Runtime equals torch to {parity:.1e} in log-likelihood per dimension")
 

@@ -59,7 +59,8 @@ def find_brain(volume: Volume) -> NDArray[np.bool_]:
     if width > 1.1 * length and not cut:
         raise VolumeError(
             f"{volume.path}: the brain is {width:.0f} mm from left to right and {length:.0f} mm from back to "
-            "front, so the header's orientation is wrong; correct it (for example with fslswapdim) and try again"
+            "front, so the header's orientation is wrong, or the head is turned by some 40 degrees; correct it (for "
+            "example with fslswapdim), or align it"
         )
     return brain
 

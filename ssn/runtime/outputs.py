@@ -31,7 +31,10 @@ def refuse_existing(paths: list[Path]) -> None:
     """Raise OutputError if any of the outputs exists."""
     for path in paths:
         if path.exists():
-            raise OutputError(f"{path}: exists already; use --force to replace it, or another output folder")
+            raise OutputError(
+                f"{path}: exists already; use --force to replace it, --resume to keep what is finished, or another "
+                "output folder"
+            )
 
 
 def refuse_foreign(paths: list[Path]) -> None:
