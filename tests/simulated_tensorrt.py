@@ -11,11 +11,15 @@ import onnxruntime as ort
 from simulated_cuda import array_at
 
 
-class ILogger:
-    class Severity(enum.Enum):
-        INTERNAL_ERROR = 0
-        ERROR = 1
-        WARNING = 2
+class Logger:
+    INTERNAL_ERROR = 0
+
+    def __init__(self, severity):
+        self.severity = severity
+
+
+class IErrorRecorder:
+    pass
 
 
 class ExecutionContextAllocationStrategy(enum.Enum):
@@ -118,7 +122,8 @@ class SimulatedTensorRT:
     """The module. `dtypes` are those of tensors that the engines take in another type than their graphs."""
 
     __name__ = "tensorrt_rtx"
-    ILogger = ILogger
+    Logger = Logger
+    IErrorRecorder = IErrorRecorder
     ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy
     DynamicShapesKernelSpecializationStrategy = DynamicShapesKernelSpecializationStrategy
     EngineInvalidityDiagnostics = EngineInvalidityDiagnostics
@@ -135,12 +140,13 @@ class SimulatedTensorRT:
         self.streams = Streams()
 
     def Runtime(self, logger):  # noqa: N802
-        assert isinstance(logger, ILogger)
+        assert isinstance(logger, Logger)
         return _Runtime(self)
 
 
 class _Runtime:
     engine_host_code_allowed = True
+    error_recorder = None
 
     def __init__(self, module):
         self.module = module
@@ -148,7 +154,10 @@ class _Runtime:
     def deserialize_cuda_engine(self, data):
         assert self.engine_host_code_allowed is False, "host code must be off before anything is deserialised"
         self.module.deserialised += 1
-        return _Engine(self.module, data) if data[:1] == b"\x08" else None
+        if data[:1] == b"\x08":
+            return _Engine(self.module, data)
+        assert self.error_recorder.report_error(1, "Error Code 1:\nSerialization") is True
+        return None
 
     def get_engine_validity(self, data):
         return None, 2  # as on a GPU that it does not know

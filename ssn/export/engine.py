@@ -250,8 +250,8 @@ def inspect_engine(module: Any, data: bytes) -> list[str]:
 
     The caller has just built `data` and has a device: without one, deserialising is not safe in every version.
     """
-    log = _Log(module)
-    runtime = module.Runtime(log.logger)
+    logger = module.Logger(module.Logger.INTERNAL_ERROR)
+    runtime = module.Runtime(logger)
     engine = runtime.deserialize_cuda_engine(data)
     if engine is None or not hasattr(engine, "create_engine_inspector"):
         return []

@@ -16,6 +16,7 @@ from ssn.core.errors import BackendError, BundleError, MemoryLimitError
 from ssn.core.volume import read_volume
 from ssn.runtime import tensorrt
 from ssn.runtime.backend import StageTimes, run_batches
+from ssn.runtime.engine_stages import last_error_recorder
 from ssn.runtime.onnxruntime import OnnxRuntimeBackend
 from ssn.runtime.tensorrt import TensorRTBackend
 
@@ -114,7 +115,9 @@ def test_a_modified_engine_is_refused_before_tensorrt_sees_it(bundle, here):
 def test_what_tensorrt_refuses_is_one_clear_line(bundle, here):
     write(bundle)
     (entry,) = find_engines(bundle)
-    with pytest.raises(BackendError, match=r"encoder.engine: tensorrt_rtx refuses it \(.*UNSUPPORTED_CC\)") as refused:
+    with pytest.raises(
+        BackendError, match=r"encoder.engine: tensorrt_rtx refuses it \(Error Code 1: Serialization, UNSUPPORTED_CC\)"
+    ) as refused:
         TensorRTBackend(bundle, entry)
     assert "\n" not in str(refused.value)
 
@@ -156,4 +159,15 @@ def test_the_simulation_has_only_names_that_tensorrt_has():
     assert int(real.EngineInvalidityDiagnostics.UNSUPPORTED_CC) == 2
     assert real.ExecutionContextAllocationStrategy.USER_MANAGED
     assert real.DynamicShapesKernelSpecializationStrategy.EAGER
-    assert real.ILogger.Severity.INTERNAL_ERROR != real.ILogger.Severity.ERROR
+    assert real.Logger(real.Logger.INTERNAL_ERROR)
+
+
+def test_the_real_tensorrt_tells_its_errors_to_our_recorder():
+    real = pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
+    runtime = real.Runtime(real.Logger(real.Logger.INTERNAL_ERROR))
+    runtime.error_recorder = recorder = last_error_recorder(real)
+    assert recorder.num_errors() == 0
+    assert runtime.deserialize_cuda_engine(b"no engine" * 100) is None
+    assert recorder.num_errors() == 1
+    assert "Error Code" in recorder.last
+    assert "\n" not in recorder.last
