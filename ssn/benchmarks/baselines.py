@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssn.core.errors import BackendError
+from ssn.core.errors import BackendError, installing
 
 if TYPE_CHECKING:
     from ssn.benchmarks.volumes import Shape
@@ -257,5 +257,5 @@ def build_baseline(baseline: Baseline, shape: Shape) -> nn.Module:
     try:
         network = baseline.build(shape).eval()
     except ModuleNotFoundError as error:
-        raise BackendError(f"{baseline.name}: needs {error.name}; pip install 'ssn[bench]'") from error
+        raise BackendError(f"{baseline.name}: needs {error.name}; {installing('bench')}") from error
     return network if isinstance(network, _AtInference) else _AtInference(network)

@@ -182,7 +182,7 @@ def report(
         from ssn.benchmarks.pages.report import build_sections
         from ssn.benchmarks.results import load_results, read_ablation, read_accuracy
         from ssn.core.atomic import write_text_atomic
-        from ssn.core.errors import BackendError, OutputError
+        from ssn.core.errors import BackendError, OutputError, installing
 
         if output.suffix not in (".html", ".md"):
             raise OutputError(f"{output}: a report is HTML or Markdown; end the name in .html or .md")
@@ -200,7 +200,7 @@ def report(
                 )
             )
         except ModuleNotFoundError as error:
-            raise BackendError(f"charts need {error.name}: pip install 'ssn[bench]'; or write a .md") from error
+            raise BackendError(f"charts need {error.name}: {installing('bench')}; or write a .md") from error
         render = as_html if as_page else as_markdown
         write_text_atomic(output, render(sections, found, "Slice pipeline and 3D networks"), overwrite=force)
         typer.echo(f"{output}: written")

@@ -32,7 +32,7 @@ def user_errors() -> Iterator[None]:
     Names that the terminal's encoding cannot show are escaped. SIGTERM ends like Ctrl-C: nothing half-written stays.
     """
     from ssn.core.atomic import printable
-    from ssn.core.errors import SsnError
+    from ssn.core.errors import SsnError, installing
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -48,7 +48,7 @@ def user_errors() -> Iterator[None]:
         extras = [extra for extra, packages in _EXTRAS.items() if package in packages]
         if not extras:
             raise
-        typer.echo(f"Error: this needs {package}, which is not installed: pip install 'ssn[{extras[0]}]'", err=True)
+        typer.echo(f"Error: this needs {package}, which is not installed: {installing(extras[0])}", err=True)
         raise typer.Exit(1) from None
     except BrokenPipeError:
         raise

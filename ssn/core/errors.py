@@ -35,3 +35,8 @@ class ExportError(SsnError):
 
 class ResultsError(SsnError):
     """A file of measurements is missing, damaged, or lacks what was asked for."""
+
+
+def installing(extra: str) -> str:
+    """Command that installs an optional part; ssn is on no package index, so it is run where its sources lie."""
+    return f"pip install '.[{extra}]' in ssn's folder"

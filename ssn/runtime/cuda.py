@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ssn.core.engine_record import Device
-from ssn.core.errors import BackendError
+from ssn.core.errors import BackendError, installing
 
 # cudaErrorInsufficientDriver (also: no driver), cudaErrorNoDevice; and no binding has an error number at all.
 _NO_DRIVER, _NO_DEVICE, _OUT_OF_MEMORY = 35, 100, 2
-_INSTALL = "pip install 'ssn[gpu]'"
+_INSTALL = installing("gpu")
 
 
 def _runtime() -> Any:

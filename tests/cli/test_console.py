@@ -24,7 +24,8 @@ def ended(capsys, error):
 def test_a_package_that_a_lean_install_lacks_is_named_with_its_extra(capsys, package):
     code, (line,) = ended(capsys, ModuleNotFoundError("no", name=package))
     assert code == 1
-    assert line == f"Error: this needs {package.split('.')[0]}, which is not installed: pip install 'ssn[train]'"
+    name = package.split(".")[0]
+    assert line == f"Error: this needs {name}, which is not installed: pip install '.[train]' in ssn's folder"
 
 
 def test_a_module_that_no_extra_brings_is_a_fault_of_ours():
@@ -41,7 +42,7 @@ def test_training_without_torch_is_one_line(monkeypatch, tmp_path):
     result = CliRunner().invoke(app, ["fit", str(tmp_path), "-o", str(tmp_path / "model")])
     assert result.exit_code == 1
     assert result.stderr.strip().splitlines() == [
-        "Error: this needs torch, which is not installed: pip install 'ssn[train]'"
+        "Error: this needs torch, which is not installed: pip install '.[train]' in ssn's folder"
     ]
 
 

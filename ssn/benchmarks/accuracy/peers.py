@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssn.core.errors import BackendError
+from ssn.core.errors import BackendError, installing
 from ssn.core.geometry import GridConfig
 from ssn.core.scoring import smooth_map
 from ssn.core.slices import cut_slices
@@ -90,7 +90,7 @@ def require_anomalib() -> None:
     except ImportError as error:
         raise BackendError(
             f"patchcore, padim, cflow and fastflow need {error.name or error}; "
-            "pip install 'ssn[peers]' (beside a CPU torch: docs/bench.md)"
+            f"{installing('peers')} (beside a CPU torch: docs/bench.md)"
         ) from error
 
 

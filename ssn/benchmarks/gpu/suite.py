@@ -26,7 +26,7 @@ from ssn.core.atomic import write_text_atomic
 from ssn.core.bundle import Bundle
 from ssn.core.engine_record import Device
 from ssn.core.engines import find_engines
-from ssn.core.errors import BackendError
+from ssn.core.errors import BackendError, installing
 from ssn.core.slices import SliceStack
 from ssn.core.volume import read_volume
 from ssn.runtime.backend import DEFAULT_BATCH, Batch, StageTimes, plan_batches, run_batches
@@ -57,7 +57,7 @@ def require_gpu() -> Device:
         raise BackendError(f"the GPU suite needs an NVIDIA GPU, and there is none to use: {reason}")
     missing = [package for module, package in _NEEDED.items() if importlib.util.find_spec(module) is None]
     if missing:
-        raise BackendError(f"the GPU suite needs {', '.join(missing)} as well: pip install 'ssn[train,gpu]'")
+        raise BackendError(f"the GPU suite needs {', '.join(missing)} as well: {installing('train,gpu')}")
     return device
 
 
