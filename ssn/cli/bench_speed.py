@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ssn.cli.console import user_errors
-from ssn.cli.options import SliceModel, SliceModels
+from ssn.cli.options import SliceModel, SliceModels, ThreadsOption
 
 if TYPE_CHECKING:
     from ssn.benchmarks.suite import Suite
@@ -33,7 +33,6 @@ Against = Annotated[
     typer.Option("--against", help="A 3D network; several times for several. All if not given."),
 ]
 ModelChoice = Annotated[SliceModels, typer.Option(help="Slice pipeline.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads; all cores if not given.", min=1)]
 Native = Annotated[bool, typer.Option("--native", help="A volume of 240 x 240 x 155, not 192 x 192 x 96.")]
 AskedRatio = Annotated[float, typer.Option("--ratio", help="How many times faster it is asked to be.", min=0)]
 AskedMemoryRatio = Annotated[float, typer.Option("--memory-ratio", help="How many times smaller in memory.", min=0)]
@@ -51,7 +50,7 @@ def latency(
     engine: EngineNames = None,
     against: Against = None,
     model: ModelChoice = "all",
-    threads: Threads = None,
+    threads: ThreadsOption = None,
     minutes: Annotated[float, typer.Option(help="Time for all rounds together; 0: as long as it takes.", min=0)] = 15,
     rounds: Annotated[int, typer.Option(help="Rounds that are enough.", min=3)] = 20,
     ratio: Annotated[
@@ -85,7 +84,7 @@ def memory(
     engine: EngineNames = None,
     against: Against = None,
     model: ModelChoice = "all",
-    threads: Threads = None,
+    threads: ThreadsOption = None,
     longest: Annotated[float, typer.Option(help="Seconds after which a process is given up.", min=1)] = 600,
     native: Native = False,
     force: Force = False,
@@ -104,7 +103,7 @@ def memory(
 def throughput(
     output: Output = Path("results"),
     model: ModelChoice = "compact",
-    threads: Threads = None,
+    threads: ThreadsOption = None,
     volumes: Annotated[int, typer.Option(help="Volumes of a cohort.", min=1)] = 8,
     rounds: Annotated[int, typer.Option(help="Rounds.", min=3)] = 3,
     native: Native = False,

@@ -98,11 +98,9 @@ def write_outputs(
         If an output exists and is not to be overwritten or not ours, or can't be written.
     """
     paths = output_paths(folder, name, picture=picture)
-    if not overwrite:
-        refuse_existing(paths)
-    refuse_foreign(paths)
-    for path in paths:  # before the first is replaced
+    for path in paths:  # all of them, before the first is replaced
         check_target(path, overwrite=overwrite)
+    refuse_foreign(paths)
     make_folder(folder)
     fresh = [path for path in paths if not path.exists()]
     try:

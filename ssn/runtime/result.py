@@ -88,7 +88,7 @@ def as_record(result: Result, bundle: Bundle, backend: Backend) -> dict[str, Any
 
 def _contrast_doubts(name: str, modality: str) -> list[str]:
     """Say where a file's name speaks of another contrast than the model's."""
-    known = re.findall(r"(?:^|[^a-z0-9])(t1|t2|flair|pd|dwi|adc|bold|swi)w?(?=[^a-z0-9]|$)", name.lower())
+    known = re.findall(r"(?:^|[^a-z0-9])(t1|t2|flair|dwi|adc|bold|swi)w?(?=[^a-z0-9]|$)", name.lower())
     if not known or modality.lower() in known or modality.lower() not in ("t1", "t2", "flair"):
         return []
     return [f"its name says {known[0]}, and the model knows {modality} only; give it {modality} volumes"]

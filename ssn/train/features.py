@@ -23,7 +23,7 @@ from ssn.train.network import FeatureNetwork
 from ssn.train.pseudo import insert_blobs
 
 SLICES_AT_ONCE = 24
-CPU_SLICES_AT_ONCE = 6  # maps of 24 leave a processor's cache, which halves the compact encoder's speed
+CPU_SLICES_AT_ONCE = 6  # so many slices' maps stay in a processor's cache; those of 24 do not
 HALO_CELLS = 8.0  # an encoder sees about this far: healthy cells so near a blob are worth training on
 
 

@@ -26,7 +26,7 @@ from ssn.core.atomic import write_text_atomic
 from ssn.core.bundle import Bundle
 from ssn.core.engine_record import Device
 from ssn.core.engines import find_engines
-from ssn.core.errors import BackendError, installing
+from ssn.core.errors import BackendError, SsnError, installing
 from ssn.core.slices import SliceStack
 from ssn.core.volume import read_volume
 from ssn.runtime.backend import DEFAULT_BATCH, Batch, StageTimes, plan_batches, run_batches
@@ -132,7 +132,7 @@ def _measure_model(
     yield "ONNX Runtime with CUDA"
     part["onnxruntime_cuda"] = attempt(lambda: _onnxruntime(bundle, batches, scan, max_batch, rounds))
     yield "building engines"
-    part["engines"] = _build(bundle, scan, device, max_batch)
+    part["engines"] = attempt(lambda: _build(bundle, scan, device, max_batch))
     yield "comparing every backend"
     part["check"] = attempt(lambda: _check(bundle, scan))
     yield "TensorRT"
@@ -154,12 +154,14 @@ def _flops(detector: Detector, batches: Sequence[Batch], slices_a_window: int) -
 
 def _build(bundle: Bundle, scan: Path, device: Device, max_batch: int) -> Report:
     """Build FP16 engines, gate included; for this very GPU where it refuses what was built for any."""
-    result = attempt(lambda: _build_for(None, bundle, scan, device, max_batch))
-    if "problem" in result:
-        refused = result["problem"]
-        result = attempt(lambda: _build_for("current", bundle, scan, device, max_batch))
-        result["without a target"] = refused
-    return result
+    try:
+        return _build_for(None, bundle, scan, device, max_batch)
+    except BackendError as refused:  # what the gate refuses is an ExportError, and the same for every target
+        try:
+            result = _build_for("current", bundle, scan, device, max_batch)
+        except SsnError as again:
+            raise BackendError(f"{refused}; and built for this GPU: {again}") from again
+        return {**result, "without a target": str(refused)}
 
 
 def _build_for(target: str | None, bundle: Bundle, scan: Path, device: Device, max_batch: int) -> Report:
