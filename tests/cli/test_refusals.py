@@ -1,6 +1,7 @@
 """What a user can get wrong with ssn-train and ssn-export: one line, before anything is computed."""
 
 import json
+from importlib import import_module
 
 import pytest
 from brains import brain_file
@@ -97,7 +98,9 @@ def test_another_json_is_no_accuracy(checkpoint, tmp_path):
 
 
 def test_an_existing_bundle_is_refused_before_the_export(checkpoint, tiny_bundle, monkeypatch):
-    monkeypatch.setattr("ssn.export.onnx.export_graphs", lambda detector: pytest.fail("exported"))
+    # By the module, not its name: tests of missing packages import it anew, and the package then lacks the attribute.
+    module = import_module("ssn.export.onnx")
+    monkeypatch.setattr(module, "export_graphs", lambda detector: pytest.fail("exported"))
     one_line(run(export.app, "onnx", checkpoint, "-o", tiny_bundle), tiny_bundle, "--force")
 
 
