@@ -23,7 +23,7 @@ def main(
 
 @app.command()
 def accuracy(
-    checkpoint: Annotated[Path, typer.Argument(help="Folder written by ssn-train fit and calibrate.")],
+    model: Annotated[Path, typer.Argument(help="A bundle, or a folder written by ssn-train fit and calibrate.")],
     data: Data,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="JSON file to write; table and pictures go beside it.")
@@ -33,7 +33,7 @@ def accuracy(
         typer.Option(help="Method to compare with, or all; z-score and pca if none is given. May be repeated."),
     ] = None,
     also: Annotated[
-        list[str] | None, typer.Option(help="Another trained checkpoint, as NAME=CHECKPOINT. May be repeated.")
+        list[str] | None, typer.Option(help="Another trained model, as NAME=MODEL. May be repeated.")
     ] = None,
     control: Annotated[
         list[Path] | None,
@@ -48,7 +48,7 @@ def accuracy(
     contrast: ContrastOption = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the files.")] = False,
 ) -> None:
-    """Measure a checkpoint and other methods on the same test volumes with the same code.
+    """Measure a trained model and other methods on the same test volumes with the same code.
 
     Methods learn from the train split. Every method has three Dice thresholds: of the healthy calibration split, the
     best on the validation split, and, marked as not to be used, the best on the test volumes themselves.
@@ -57,17 +57,17 @@ def accuracy(
         from functools import partial
 
         from ssn.benchmarks.accuracy.measured import Splits
-        from ssn.benchmarks.accuracy.methods import all_methods, choose_methods, trained_checkpoints
+        from ssn.benchmarks.accuracy.methods import all_methods, choose_methods, trained_models
         from ssn.benchmarks.accuracy.suite import compare, open_controls, output_files
         from ssn.core.outputs import check_file
-        from ssn.train.calibrate import load_calibration
         from ssn.train.datasets import open_split
         from ssn.train.evaluate import print_table
+        from ssn.train.trained import calibration_of
 
         for path in output_files(output).values():
             check_file(path, overwrite=force)
         names = choose_methods(method)
-        checkpoints = trained_checkpoints(checkpoint, also or ())
+        models = trained_models(model, also or ())
         learned = learned or data
         validation = validation or learned
         # A forced layout is the first data set's; another lies as it lies.
@@ -79,7 +79,7 @@ def accuracy(
             controls=open_controls(control or ()),
         )
         train = [case.image for case in open_split(learned, "train", own_layout, contrast)]
-        make = partial(all_methods, checkpoints, names, train, load_calibration(checkpoint).sigma)
+        make = partial(all_methods, models, names, train, calibration_of(model).sigma)
         with reporting() as tell:
             results = compare(make, splits, output, tell, processes)
         for name, result in results.items():

@@ -44,6 +44,7 @@ def synth(
     template: Annotated[
         Literal["icbm152", "sri24"], typer.Option(help="Anatomy that subjects are made from.")
     ] = "icbm152",
+    slice_mm: Annotated[int, typer.Option(help="Thickness of the axial slices, in mm.", min=1, max=10)] = 1,
     seed: Annotated[int, typer.Option(help="Another seed makes other people.", min=0, max=2**31 - 1)] = 1,
     workers: Annotated[int, typer.Option(help="Processes.", min=1)] = 2,
 ) -> None:
@@ -52,7 +53,7 @@ def synth(
         from ssn.train.synthetic import plan_cohort, write_cohort
 
         sizes = {"train": train, "calibration": calibration, "validation": validation, "test": test}
-        records = plan_cohort(sizes, contrast, template, seed)
+        records = plan_cohort(sizes, contrast, template, seed, slice_mm)
         with progress_bar() as bar:
             task = bar.add_task("subjects", total=len(records))
             table = write_cohort(
@@ -203,7 +204,7 @@ def calibrate(
 
 @app.command()
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="Folder written by fit and calibrate.")],
+    model: Annotated[Path, typer.Argument(help="A bundle, or a folder written by fit and calibrate.")],
     data: Data,
     output: Annotated[Path, typer.Option("--output", "-o", help="JSON file to write.")] = Path("accuracy.json"),
     layout: LayoutOption = None,
@@ -212,38 +213,45 @@ def evaluate(
         Path | None,
         typer.Option(help="Data set whose validation split chooses the Dice threshold, if another."),
     ] = None,
+    own_threshold: Annotated[
+        bool, typer.Option("--own-threshold", help="Dice at the model's own threshold; needs no validation split.")
+    ] = False,
     device: DeviceOption = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace the JSON file.")] = False,
 ) -> None:
-    """Measure a checkpoint on the test split; the Dice threshold comes from its validation split."""
+    """Measure a model on the test split; the Dice threshold comes from the validation split."""
     with user_errors():
         import json
 
         from ssn.core.atomic import write_text_atomic
+        from ssn.core.errors import DataError
         from ssn.core.outputs import check_file
         from ssn.train import evaluate as measuring
-        from ssn.train.calibrate import load_calibration
-        from ssn.train.checkpoint import load_checkpoint
         from ssn.train.datasets import open_split
-        from ssn.train.distributed import choose_device
+        from ssn.train.trained import open_trained
 
+        if own_threshold and validation:
+            raise DataError("--own-threshold and --validation: the threshold comes from one of them; leave out one")
         check_file(output, overwrite=force)
-        detector = load_checkpoint(checkpoint).to(choose_device(device))
-        method = measuring.DetectorMethod(detector, load_calibration(checkpoint), checkpoint / "features")
+        method = open_trained(model, device)
         test = open_split(data, "test", layout, contrast)
         # Another data set lies as it lies: a forced layout is the first one's.
-        chosen_on = open_split(validation or data, "validation", None if validation else layout, contrast)
+        chosen_on = (
+            []
+            if own_threshold
+            else open_split(validation or data, "validation", None if validation else layout, contrast)
+        )
         with progress_bar() as bar:
             task = bar.add_task("volumes", total=len(test) + len(chosen_on))
 
             def step() -> None:
                 bar.advance(task)
 
-            threshold = measuring.validation_threshold(method, chosen_on, step)
+            threshold = method.threshold if own_threshold else measuring.validation_threshold(method, chosen_on, step)
             rows = measuring.evaluate(method, test, threshold, step)
-        result = measuring.as_json(rows, threshold)
+        result = measuring.as_json(rows, threshold, "healthy" if own_threshold else "validation")
         write_text_atomic(output, json.dumps(result, indent=1) + "\n", overwrite=force)
-        measuring.print_table(checkpoint.name, result["summary"])
+        measuring.print_table(model.name, result["summary"])
 
 
 app.command()(ablate)

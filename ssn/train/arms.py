@@ -17,7 +17,8 @@ from ssn.train.network import ModelConfig
 from ssn.train.presets import FitOptions
 
 Question = Literal[
-    "loss", "encoder", "aggregation", "code", "anomalies", "flow", "width", "calibration", "normalisation", "rim"
+    "loss", "encoder", "aggregation", "code", "anomalies", "slices", "flow", "width", "calibration", "normalisation",
+    "rim",
 ]  # fmt: skip
 QUESTIONS: tuple[Question, ...] = get_args(Question)
 Weights = Literal["imagenet", "none"] | Path
@@ -90,6 +91,7 @@ def plan_arms(
 def _variants(question: Question, base: Arm, tuned: Path | None) -> dict[str, Arm]:
     """Arms of a question by the value that each gives it."""
     config, options = base.config, base.options
+    plane, depth = config.plane_channels or PLANE_CHANNELS, config.depth_channels or DEPTH_CHANNELS
 
     def model(**changes: Any) -> Arm:  # noqa: ANN401 - fields of ModelConfig
         return replace(base, config=replace(config, **changes))
@@ -105,16 +107,11 @@ def _variants(question: Question, base: Arm, tuned: Path | None) -> dict[str, Ar
                 "tuned during": replace(base, options=together),
             }
         case "aggregation":
-            pools: tuple[SlicePool | ThickSlice, ...] = ("mean", "max", "attention", "slab", "middle", "none")
-            arms = {pool: replace(base, config=config.pooled(pool)) for pool in pools}
+            arms = _pooled(base, ("mean", "max", "attention", "none"))
+        case "slices":
+            arms = _pooled(base, ("mean", "slab", "middle"))
         case "code":
-            plane, depth = config.plane_channels or PLANE_CHANNELS, config.depth_channels or DEPTH_CHANNELS
-            codes = {
-                "none": (0, 0),
-                "in-plane": (plane, 0),
-                "in-plane + depth": (plane, depth),
-                "twice as long": (2 * plane, 2 * depth),
-            }
+            codes = {"none": (0, 0), "in-plane": (plane, 0), "in-plane + depth": (plane, depth)}
             arms = {name: model(plane_channels=p, depth_channels=d) for name, (p, d) in codes.items()}
         case "anomalies":
             if options.loss not in ("spp", "hard"):
@@ -128,6 +125,7 @@ def _variants(question: Question, base: Arm, tuned: Path | None) -> dict[str, Ar
             arms = {"full": base}
             arms |= {f"{count} components": model(whiten=True, components=count) for count in COMPONENTS}
             arms |= {f"hidden layers of {size}": model(hidden=size) for size in HIDDEN}
+            arms["code twice as long"] = model(plane_channels=2 * plane, depth_channels=2 * depth)
         case "calibration":
             arms = {scoring: replace(base, scoring=scoring) for scoring in get_args(Scoring)}
         case "normalisation":
@@ -135,6 +133,13 @@ def _variants(question: Question, base: Arm, tuned: Path | None) -> dict[str, Ar
         case "rim":
             arms = {"with background": model(brain_only=False), "brain only": model(brain_only=True)}
     return arms
+
+
+def _pooled(base: Arm, pools: Sequence[SlicePool | ThickSlice]) -> dict[str, Arm]:
+    """Arms that make one slice of a window in these ways, and the base, whose own may be another."""
+    arms: dict[str, Arm] = {pool: replace(base, config=base.config.pooled(pool)) for pool in pools}
+    own = "none" if base.config.grid.window == 1 else base.config.pool
+    return {**arms, own: base}
 
 
 def _existing(tuned: Path | None) -> Path:

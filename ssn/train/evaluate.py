@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -80,12 +80,7 @@ def detector_log_likelihood(
 
 
 class DetectorMethod:
-    """The trained detector as a method.
-
-    Attributes
-    ----------
-    threshold : of its map, from healthy volumes each of which was left out of what it was compared with
-    """
+    """A detector as a method; see `ssn.train.trained.TrainedMethod`."""
 
     def __init__(self, detector: Detector, calibration: Calibration, cache: Path | None = None) -> None:
         self.threshold = calibration.threshold
@@ -224,9 +219,12 @@ def summarise(
     return summary
 
 
-def as_json(rows: Sequence[VolumeAccuracy], threshold: float) -> dict[str, Any]:
-    """Everything that was measured, for a file."""
-    return {"threshold": threshold, "summary": summarise(rows), "volumes": [asdict(row) for row in rows]}
+def as_json(
+    rows: Sequence[VolumeAccuracy], threshold: float, origin: Literal["validation", "healthy"]
+) -> dict[str, Any]:
+    """Everything that was measured, for a file; `origin` are the volumes that the threshold is from."""
+    volumes = [asdict(row) for row in rows]
+    return {"threshold": threshold, "threshold_from": origin, "summary": summarise(rows), "volumes": volumes}
 
 
 def print_table(title: str, summary: dict[str, Any]) -> None:

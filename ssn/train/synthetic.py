@@ -40,7 +40,13 @@ SEEDS = 1_000_000  # of subjects that a cohort's seed leaves room for
 
 @dataclass(frozen=True)
 class SubjectRecord:
-    """One row of `cohort.csv`; paths are relative to the cohort's folder, `mask` is empty for healthy subjects."""
+    """One row of `cohort.csv`.
+
+    Attributes
+    ----------
+    image, mask : relative to the cohort's folder; no mask, "", of a healthy subject
+    slice_mm : thickness of the axial slices, in whole mm
+    """
 
     image: str
     mask: str
@@ -50,6 +56,7 @@ class SubjectRecord:
     contrast: Contrast
     template: TemplateName
     seed: int
+    slice_mm: int = 1
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,29 @@ def make_subject(
     return Subject(image, mask, affine)
 
 
+def thicken(subject: Subject, count: int) -> Subject:
+    """Make one axial slice of every `count`, as a scan with thick slices has them.
+
+    A voxel's intensity is the mean of what is brain in it. It is brain, or lesion, where half of it or more is; of a
+    lesion too small for that the voxels that hold most of it stay.
+    """
+    top = -subject.image.shape[2] % count  # voxels short of a whole slice: background
+
+    def cut(data: NDArray[Any]) -> NDArray[Any]:
+        padded = np.pad(data, ((0, 0), (0, 0), (0, top)))
+        return padded.reshape(*data.shape[:2], -1, count)
+
+    brain = cut(subject.image != 0)
+    mean = cut(subject.image).sum(-1) / brain.sum(-1).clip(1)
+    image = np.where(brain.mean(-1) >= 0.5, mean, 0).astype(np.float32)
+    share = cut(subject.mask).mean(-1) * (image != 0)
+    mask = (share >= min(0.5, share.max())) & (share > 0)
+    affine = subject.affine.copy()
+    affine[:3, 3] += affine[:3, 2] * (count - 1) / 2  # the middle of the first slice
+    affine[:3, 2] *= count
+    return Subject(image, mask, affine)
+
+
 def _write(path: Path, data: NDArray[np.generic], affine: NDArray[np.float64]) -> None:
     image = nib.Nifti1Image(data, affine)
     image.header.set_xyzt_units("mm")
@@ -103,7 +133,9 @@ def _write(path: Path, data: NDArray[np.generic], affine: NDArray[np.float64]) -
         nib.save(image, temporary)
 
 
-def plan_cohort(sizes: dict[str, int], contrast: Contrast, template: TemplateName, seed: int) -> list[SubjectRecord]:
+def plan_cohort(
+    sizes: dict[str, int], contrast: Contrast, template: TemplateName, seed: int, slice_mm: int = 1
+) -> list[SubjectRecord]:
     """List a cohort's subjects.
 
     `sizes` gives the number of subjects of each split. `train` and `calibration` are healthy; of every
@@ -120,7 +152,7 @@ def plan_cohort(sizes: dict[str, int], contrast: Contrast, template: TemplateNam
             name = f"{template}-{contrast}-{split}-{index:04d}.nii.gz"
             mask = f"masks/{name}" if lesion else ""
             own = seed * SEEDS + number
-            records.append(SubjectRecord(f"images/{name}", mask, split, lesion, 0.0, contrast, template, own))
+            records.append(SubjectRecord(f"images/{name}", mask, split, lesion, 0.0, contrast, template, own, slice_mm))
     return records
 
 
@@ -135,11 +167,13 @@ def _make_and_write(record: SubjectRecord, folder: Path) -> SubjectRecord:
     subject = make_subject(
         _template(record.template), record.seed, contrast=record.contrast, lesion=record.lesion or None
     )
+    if record.slice_mm > 1:
+        subject = thicken(subject, record.slice_mm)
     # 12 bits, as scanners write: small files whose rounding is far below the noise.
     _write(path, np.rint(subject.image.clip(0, 2) * 2000).astype(np.int16), subject.affine)
     if record.mask:
         _write(folder / record.mask, subject.mask.astype(np.uint8), subject.affine)
-    return replace(record, volume_ml=round(float(subject.mask.sum()) / 1000, 3))
+    return replace(record, volume_ml=round(float(subject.mask.sum()) * record.slice_mm / 1000, 3))
 
 
 def write_cohort(
@@ -189,8 +223,8 @@ def _refuse_others(table: Path, there: list[SubjectRecord], records: list[Subjec
     if other is not None:
         sizes = ", ".join(f"{size} {split}" for split, size in Counter(record.split for record in there).items())
         raise OutputError(
-            f"{table}: is of another cohort (seed {other.seed // SEEDS}, {other.contrast}, {other.template}; {sizes}); "
-            "use another folder, or the same options"
+            f"{table}: is of another cohort (seed {other.seed // SEEDS}, {other.contrast}, {other.template}, "
+            f"slices of {other.slice_mm} mm; {sizes}); use another folder, or the same options"
         )
 
 
@@ -221,4 +255,5 @@ def read_cohort(path: Path) -> list[SubjectRecord]:
 
 
 def _record(row: dict[str, Any]) -> SubjectRecord:
-    return SubjectRecord(**{**row, "volume_ml": float(row["volume_ml"]), "seed": int(row["seed"])})
+    numbers = {"volume_ml": float(row["volume_ml"]), "seed": int(row["seed"]), "slice_mm": int(row.get("slice_mm", 1))}
+    return SubjectRecord(**{**row, **numbers})

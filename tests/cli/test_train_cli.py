@@ -6,9 +6,10 @@ import pytest
 from trees import brats, plain
 from typer.testing import CliRunner
 
-from ssn.cli import bench, train
+from ssn.cli import bench, export, train
 from ssn.cli.ablate import QuestionName
 from ssn.train.arms import QUESTIONS
+from ssn.train.calibrate import load_calibration
 
 
 def run(app, *arguments):
@@ -43,6 +44,44 @@ def test_a_model_fitted_on_a_folder_is_measured_on_brats(model, patients, tmp_pa
     assert row["lesion"] == "tumour"
     assert row["volume_ml"] == pytest.approx(17, rel=0.25), "known from the mask, in millilitres of its voxels"
     assert 0 <= row["auroc"] <= 1
+
+
+@pytest.fixture(scope="module")
+def bundle(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bundles") / "bundle"
+    assert run(export.app, "onnx", model, "-o", folder).exit_code == 0
+    return folder
+
+
+def test_a_bundle_is_measured_as_the_checkpoint_that_it_was_made_of(model, bundle, healthy, patients, tmp_path):
+    rows, origins = {}, []
+    for folder in (model, bundle):
+        out = tmp_path / f"{folder.name}.json"
+        options = ("--contrast", "t1", "--own-threshold", "--device", "cpu", "-o", out)
+        result = run(train.app, "evaluate", folder, patients, *options)
+        assert result.exit_code == 0, result.output
+        found = json.loads(out.read_text())
+        (rows[folder],) = found["volumes"]
+        origins.append((found["threshold_from"], found["threshold"]))
+    assert origins == [("healthy", load_calibration(model).threshold)] * 2
+    for name in ("score", "auroc", "auprc", "dice", "pro"):
+        assert rows[bundle][name] == pytest.approx(rows[model][name], abs=2e-3), name
+    result = run(
+        bench.app, "accuracy", bundle, patients, "--learned", healthy, "--validation", patients, "--method", "z-score",
+        "--also", f"checkpoint={model}", "--contrast", "t1", "-o", tmp_path / "both.json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    ours, theirs = (json.loads((tmp_path / "both.json").read_text())[name] for name in ("ssn", "checkpoint"))
+    assert ours["summary"]["all"]["auprc"] == pytest.approx(theirs["summary"]["all"]["auprc"], abs=2e-3)
+    assert ours["thresholds"]["healthy"] == theirs["thresholds"]["healthy"]
+
+
+def test_a_threshold_has_one_origin(model, patients, tmp_path):
+    both = ("--own-threshold", "--validation", patients)
+    result = run(train.app, "evaluate", model, patients, "--contrast", "t1", *both, "-o", tmp_path / "a.json")
+    assert result.exit_code == 1
+    assert "leave out one" in result.stderr
+    assert not (tmp_path / "a.json").exists()
 
 
 def test_references_learn_from_one_data_set_and_all_are_measured_on_another(model, healthy, patients, tmp_path):

@@ -62,7 +62,8 @@ def test_each_arm_differs_from_the_base_in_one_thing(tmp_path):
     assert {value for question, value in planned if question == "flow"} == {"8 blocks", "4 blocks", "2 blocks"}
     assert planned["width", "88 components"].config.components == 88
     assert planned["width", "hidden layers of 48"].config.hidden == 48
-    assert planned["code", "twice as long"].config.depth_channels == 2 * base.config.depth_channels
+    assert planned["slices", "middle"].config.pool == "middle"
+    assert planned["width", "code twice as long"].config.depth_channels == 2 * base.config.depth_channels
     assert planned["rim", "brain only"].config.brain_only
     for arm in planned.values():
         changed = [
@@ -72,11 +73,12 @@ def test_each_arm_differs_from_the_base_in_one_thing(tmp_path):
 
 
 def test_the_base_answers_every_question_and_is_one_run():
-    planned = arms("loss", "aggregation", "code", "anomalies", "flow", "width", "calibration", "normalisation", "rim")
+    planned = arms(*(question for question in QUESTIONS if question != "encoder"))
     bases = {question: value for (question, value), arm in planned.items() if arm.run == "base"}
     assert bases == {
-        "loss": "spp", "aggregation": "slab", "code": "in-plane + depth", "anomalies": "image", "flow": "4 blocks",
-        "width": "full", "calibration": "place", "normalisation": "robust", "rim": "with background",
+        "loss": "spp", "aggregation": "slab", "code": "in-plane + depth", "anomalies": "image", "slices": "slab",
+        "flow": "4 blocks", "width": "full", "calibration": "place", "normalisation": "robust",
+        "rim": "with background",
     }  # fmt: skip
     assert planned["loss", "triplet"].options.anomalies == "noise", "the only ones that the triplet loss knows"
 

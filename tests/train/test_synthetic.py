@@ -10,7 +10,7 @@ from ssn.core.pose import find_brain
 from ssn.core.volume import read_volume
 from ssn.train.datasets import open_split
 from ssn.train.lesions import LESION_KINDS, VOLUME_RANGE_ML
-from ssn.train.synthetic import make_subject, plan_cohort, read_cohort, write_cohort
+from ssn.train.synthetic import Subject, make_subject, plan_cohort, read_cohort, thicken, write_cohort
 from ssn.train.templates import load_template
 
 
@@ -47,6 +47,36 @@ def test_contrasts_differ_as_they_should(template):
     assert np.median(images["t1"][around]) > np.median(images["t2"][around])
 
 
+def test_thick_slices_lie_where_the_thin_ones_did():
+    rng = np.random.default_rng(0)
+    image = np.zeros((3, 4, 11), np.float32)
+    image[1, :, 1:9] = rng.uniform(0.5, 1, (4, 8))
+    mask = np.zeros(image.shape, bool)
+    mask[1, 2, 3:6] = True  # one voxel of the first slice of four, two of the second
+    affine = np.diag([1.0, 1, 1, 1])
+    affine[:3, 3] = 10, 20, 30
+    thick = thicken(Subject(image, mask, affine), 4)
+    assert thick.image.shape == thick.mask.shape == (3, 4, 3)
+    np.testing.assert_allclose(thick.image[1, :, 0], image[1, :, 1:4].mean(1), rtol=1e-6)
+    np.testing.assert_allclose(thick.image[1, :, 1], image[1, :, 4:8].mean(1), rtol=1e-6)
+    assert not thick.image[:, :, 2].any(), "a quarter of it is brain"
+    assert not thick.image[[0, 2]].any()
+    assert np.argwhere(thick.mask).tolist() == [[1, 2, 1]], "half of it is lesion"
+    np.testing.assert_allclose(thick.affine @ [0, 0, 1, 1], affine @ [0, 0, 5.5, 1], err_msg="between 4 and 7")
+    np.testing.assert_allclose(np.linalg.norm(thick.affine[:3, :3], axis=0), [1, 1, 4])
+    assert np.array_equal(thicken(Subject(image, mask, affine), 1).image, image)
+
+
+def test_a_lesion_thinner_than_half_a_slice_stays_where_most_of_it_is():
+    image = np.ones((2, 2, 10), np.float32)
+    mask = np.zeros(image.shape, bool)
+    mask[0, 0, 4:6] = mask[0, 1, 5] = True
+    mask[0, 0, 6] = True
+    assert np.argwhere(thicken(Subject(image, mask, np.eye(4)), 5).mask).tolist() == [[0, 0, 1]]
+    healthy = np.zeros(image.shape, bool)
+    assert not thicken(Subject(image, healthy, np.eye(4)), 5).mask.any()
+
+
 def test_a_plan_repeats_no_subject_and_mixes_healthy_ones_into_the_test():
     plan = plan_cohort({"train": 5, "calibration": 3, "validation": 5, "test": 10}, "t1", "icbm152", 3)
     assert len({record.seed for record in plan}) == len(plan) == 23
@@ -78,6 +108,7 @@ def test_a_cohort_is_written_resumed_and_usable(tmp_path):
         ({"train": 2}, ("t1", "icbm152", 4)),
         ({"train": 2}, ("t2", "icbm152", 3)),
         ({"train": 2}, ("t1", "sri24", 3)),
+        ({"train": 2}, ("t1", "icbm152", 3, 5)),
         ({"train": 1}, ("t1", "icbm152", 3)),
     ],
 )
@@ -88,10 +119,29 @@ def test_another_cohort_is_not_replaced(tmp_path, sizes, options):
         writer.writeheader()
         writer.writerows(asdict(record) for record in there)
     before = (tmp_path / "cohort.csv").read_bytes()
-    with pytest.raises(OutputError, match=r"another cohort \(seed 3, t1, icbm152; 2 train\); use another folder"):
+    said = r"another cohort \(seed 3, t1, icbm152, slices of 1 mm; 2 train\); use another folder"
+    with pytest.raises(OutputError, match=said):
         write_cohort(tmp_path, plan_cohort(sizes, *options))
     assert (tmp_path / "cohort.csv").read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_cohort_of_thick_slices_says_so_in_its_headers_and_its_table(tmp_path):
+    plan = plan_cohort({"test": 1}, "t1", "icbm152", 3, slice_mm=5)
+    write_cohort(tmp_path, plan, workers=1)
+    assert [record.slice_mm for record in read_cohort(tmp_path / "cohort.csv")] == [5]
+    (case,) = open_split(tmp_path, "test")
+    volume, mask = read_volume(case.image), np.asanyarray(nib.load(case.mask).dataobj)
+    np.testing.assert_allclose(volume.zooms, [1, 1, 5])
+    assert mask.sum() * 5 == pytest.approx(1000 * case.volume_ml)
+    assert mask.shape == volume.data.shape
+
+
+def test_a_table_of_before_thick_slices_is_still_read(tmp_path):
+    (old,) = plan_cohort({"train": 1}, "t1", "icbm152", 3)
+    row = {name: str(value) for name, value in asdict(old).items() if name != "slice_mm"}
+    (tmp_path / "cohort.csv").write_text(",".join(row) + "\n" + ",".join(row.values()) + "\n")
+    assert read_cohort(tmp_path / "cohort.csv") == [old]
 
 
 def test_a_table_of_another_kind_is_refused(tmp_path):

@@ -19,7 +19,6 @@ from ssn.core.errors import DataError
 from ssn.train.cases import Case
 from ssn.train.evaluate import (
     METRICS,
-    DetectorMethod,
     Method,
     ScoredVolume,
     VolumeAccuracy,
@@ -28,6 +27,7 @@ from ssn.train.evaluate import (
     measure_volume,
     summarise,
 )
+from ssn.train.trained import TrainedMethod
 
 HEALTHY_QUANTILE = 0.995  # of healthy brain voxels; the others are above the threshold
 _EVERY = 7  # brain voxels of which one stands for the others in that quantile, so that memory stays small
@@ -240,8 +240,8 @@ def measure(name: str, method: Method, splits: Splits, shown: Mapping[str, int],
         return lambda: tell(f"{name}: {what}", next(done), len(cases))
 
     sample = healthy_sample(method, splits.calibration, counting("healthy threshold", splits.calibration))
-    # A detector compares with these very volumes, so their maps are lower than a new one's: its own threshold is not.
-    own = method.threshold if isinstance(method, DetectorMethod) else None
+    # A trained model compares with these very volumes, so their maps are lower than a new one's; not its own threshold.
+    own = method.threshold if isinstance(method, TrainedMethod) else None
     at_healthy = float(np.quantile(sample, HEALTHY_QUANTILE)) if own is None else own
     scores, masks = lesioned_voxels(method, splits.validation, counting("validation", splits.validation))
     at_validation = metrics.best_dice_threshold(scores, masks)

@@ -12,10 +12,9 @@ from ssn.benchmarks.accuracy.measured import Tell
 from ssn.benchmarks.accuracy.peers import PeerBudget, PeerName, fit_peer, healthy_slices, peer_method, require_anomalib
 from ssn.benchmarks.results import OURS
 from ssn.core.errors import DataError
-from ssn.train.calibrate import load_calibration
-from ssn.train.checkpoint import load_checkpoint
-from ssn.train.evaluate import DetectorMethod, Method
+from ssn.train.evaluate import Method
 from ssn.train.references import HealthyVolumes, intensity_method, reference_method, residual_method
+from ssn.train.trained import calibration_of, open_trained
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,37 +46,32 @@ def choose_methods(names: Sequence[str] | None) -> tuple[str, ...]:
     return chosen
 
 
-def trained_checkpoints(checkpoint: Path, also: Sequence[str]) -> dict[str, Path]:
-    """Look at the checkpoint (`OURS`) and those of `also` ("NAME=CHECKPOINT"); give their folders by name.
+def trained_models(model: Path, also: Sequence[str]) -> dict[str, Path]:
+    """Look at the model (`OURS`) and those of `also` ("NAME=MODEL"); give their folders by name.
 
     Raises
     ------
-    DataError
-        If one is no calibrated checkpoint, or a name is missing or taken.
+    DataError, BundleError
+        If one is neither a calibrated checkpoint nor a bundle, or a name is missing or taken.
     """
-    paths = {OURS: checkpoint}
+    paths = {OURS: model}
     for text in also:
         name, _, folder = text.partition("=")
         if not (name and folder):
-            raise DataError(f"--also {text}: expected NAME=CHECKPOINT")
+            raise DataError(f"--also {text}: expected NAME=MODEL")
         if name in paths or name in NAMES:
             raise DataError(f"--also {text}: the name {name!r} is taken; give another")
         paths[name] = Path(folder)
     for path in paths.values():
-        load_checkpoint(path)
-        load_calibration(path)
+        calibration_of(path)
     return paths
 
 
 def all_methods(
-    checkpoints: Mapping[str, Path], names: Sequence[str], train: Sequence[Path], sigma: float, tell: Tell
+    models: Mapping[str, Path], names: Sequence[str], train: Sequence[Path], sigma: float, tell: Tell
 ) -> dict[str, Build]:
-    """Say how to make each trained checkpoint, and each named method as `known_methods` does."""
-
-    def build(path: Path) -> Method:
-        return DetectorMethod(load_checkpoint(path), load_calibration(path), path / "features")
-
-    trained = {name: partial(build, path) for name, path in checkpoints.items()}
+    """Say how to open each trained model, and how to make each named method as `known_methods` does."""
+    trained: dict[str, Build] = {name: partial(open_trained, path, "cpu") for name, path in models.items()}
     return trained | known_methods(names, train, sigma, tell)
 
 

@@ -35,15 +35,15 @@ class TrainedStep:
 STEPS = (
     # From the published method to the compact model.
     TrainedStep(
-        "the encoder sees the mean of three slices, not each", {"pool": "mean"}, {}, "aggregation", ("mean", "slab")
+        "the encoder sees the mean of three slices, not each", {"pool": "mean"}, {}, "slices", ("mean", "slab")
     ),
     TrainedStep("a flow of 4 blocks, not 8", {"blocks": 8}, {}, "flow", ("8 blocks", "4 blocks")),
     TrainedStep(
         "location code of 96 channels, not 192",
         {"plane_channels": 128, "depth_channels": 64},
         {},
-        "code",
-        ("twice as long", "in-plane + depth"),
+        "width",
+        ("code twice as long", "full"),
     ),
     # What it does not do.
     TrainedStep("flow on 88 principal components, not 176", {}, {"components": 88}, "width", ("full", "88 components")),

@@ -1,0 +1,85 @@
+"""A trained model as a method to measure: a checkpoint, in torch, or a bundle, in what runs it for its users."""
+
+from __future__ import annotations
+
+import weakref
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+
+from ssn.core.bundle import MANIFEST_FILE, Bundle, load_bundle
+from ssn.core.scoring import Calibration
+from ssn.runtime.backend import Backend
+from ssn.runtime.choose import DeviceName, Request, open_backend
+from ssn.runtime.pipeline import infer_volume
+from ssn.train.calibrate import load_calibration
+from ssn.train.checkpoint import load_checkpoint
+from ssn.train.distributed import choose_device
+from ssn.train.evaluate import DetectorMethod, ScoredVolume
+
+
+@runtime_checkable
+class TrainedMethod(Protocol):
+    """A method that has a threshold of its own.
+
+    Attributes
+    ----------
+    threshold : of its map, from healthy volumes each of which was left out of what it was compared with
+    """
+
+    threshold: float
+
+    def __call__(self, path: Path) -> ScoredVolume:
+        """Score a volume."""
+
+
+class BundleMethod:
+    """A bundle as a method. It owns the backend, which is closed when nothing uses the method any more."""
+
+    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+        self.threshold = bundle.calibration.threshold
+        self._bundle, self._backend = bundle, backend
+        weakref.finalize(self, backend.__exit__, None, None, None)
+
+    def __call__(self, path: Path) -> ScoredVolume:
+        """Score a volume."""
+        found = infer_volume(path, self._bundle, self._backend)
+        return ScoredVolume.of(found.score_map, found.brain, found.volume)
+
+
+def is_bundle(folder: Path) -> bool:
+    """Whether a folder holds a bundle, and no checkpoint."""
+    return (folder / MANIFEST_FILE).exists()
+
+
+def calibration_of(folder: Path) -> Calibration:
+    """Read the calibration of a checkpoint or a bundle, and refuse a broken one.
+
+    Raises
+    ------
+    DataError, BundleError
+        If it is neither, damaged, or not calibrated.
+    """
+    if is_bundle(folder):
+        return load_bundle(folder).calibration
+    load_checkpoint(folder)
+    return load_calibration(folder)
+
+
+def open_trained(folder: Path, device: DeviceName = "auto") -> TrainedMethod:
+    """Open a checkpoint or a bundle; on a CPU it computes with torch's number of threads.
+
+    Raises
+    ------
+    DataError, BundleError
+        As `calibration_of`.
+    BackendError
+        If the device cannot be had.
+    """
+    if is_bundle(folder):
+        bundle = load_bundle(folder)
+        request = Request(device=device, threads=torch.get_num_threads())
+        return BundleMethod(bundle, open_backend(bundle, request).backend)
+    detector = load_checkpoint(folder).to(choose_device(device))
+    return DetectorMethod(detector, load_calibration(folder), folder / "features")
