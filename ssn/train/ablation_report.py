@@ -88,7 +88,7 @@ def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-PANELS = 3  # a row
+PANELS = 3  # a row; four stand two by two
 _BAR = 0.42  # inches of height
 _SHORT = 0.25  # of the widest bar: a shorter one has no room for its number
 
@@ -102,9 +102,9 @@ def draw(path: Path, rows: Sequence[dict[str, Any]], column: str = "auprc") -> N
 
     questions = list(dict.fromkeys(row["question"] for row in rows))
     groups = [[row for row in rows if row["question"] == question] for question in questions]
-    lines = [groups[start : start + PANELS] for start in range(0, len(groups), PANELS)]
+    columns = 2 if len(groups) == 4 else min(PANELS, len(groups))
+    lines = [groups[start : start + columns] for start in range(0, len(groups), columns)]
     heights = [0.9 + _BAR * max(len(group) for group in line) for line in lines]
-    columns = min(PANELS, len(groups))
     figure, axes = pyplot.subplots(
         len(lines), columns, figsize=(0.6 + 3.6 * columns, sum(heights) + 0.3), sharex=True, squeeze=False,
         layout="constrained", height_ratios=heights,
@@ -134,6 +134,8 @@ def draw(path: Path, rows: Sequence[dict[str, Any]], column: str = "auprc") -> N
         panel.set_ylim(most - 0.4, -0.6)
         panel.set_title(question, fontsize=10, loc="left", fontweight="bold")
         panel.spines[["top", "right"]].set_visible(False)
+    for panel in axes.flat[max(len(groups) - columns, 0) : len(groups)]:  # the lowest of each column
+        panel.tick_params(labelbottom=True)
     for panel in axes.flat[len(groups) :]:
         panel.set_visible(False)
     figure.supxlabel(
