@@ -132,5 +132,12 @@ def calibrate(
     above = histogram[::-1].cumsum()[::-1] / histogram.sum()
     threshold = float(_HISTOGRAM[int((above > rate).sum())])
     return Calibration(
-        mean, deviation, float(gain), sigma, threshold * float(gain), rate, np.sort(scores * np.float32(gain))
+        mean,
+        deviation,
+        gain=float(gain),
+        sigma=sigma,
+        threshold=threshold * float(gain),
+        threshold_rate=rate,
+        healthy_scores=np.sort(scores * np.float32(gain)),
+        voxel_mm=float(np.median([max(healthy.zooms) for healthy in kept])),
     )

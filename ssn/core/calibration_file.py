@@ -20,6 +20,7 @@ def pack_calibration(calibration: Calibration) -> bytes:
         deviation=calibration.deviation.astype(np.float16),
         healthy_scores=calibration.healthy_scores.astype(np.float32),
         numbers=np.array([getattr(calibration, name) for name in _NUMBERS]),
+        voxel_mm=np.array([] if calibration.voxel_mm is None else [calibration.voxel_mm]),
     )
     return stream.getvalue()
 
@@ -39,6 +40,8 @@ def unpack_calibration(data: bytes) -> Calibration:
                 mean=stored["mean"].astype(np.float32),
                 deviation=stored["deviation"].astype(np.float32),
                 healthy_scores=stored["healthy_scores"].astype(np.float32),
+                # An older calibration has no such array.
+                voxel_mm=next(iter(stored["voxel_mm"].tolist() if "voxel_mm" in stored else ()), None),
                 **numbers,
             )
     except (KeyError, OSError, EOFError, TypeError, ValueError) as error:
@@ -48,4 +51,6 @@ def unpack_calibration(data: bytes) -> Calibration:
         raise ValueError("not a calibration (its tables have the wrong shapes)")
     if not all(np.isfinite(table).all() for table in tables) or (calibration.deviation <= 0).any():
         raise ValueError("not a calibration (its tables have impossible values)")
+    if calibration.voxel_mm is not None and not 0 < calibration.voxel_mm < np.inf:
+        raise ValueError("not a calibration (its voxel size is impossible)")
     return calibration

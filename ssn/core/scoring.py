@@ -34,6 +34,8 @@ class Calibration:
         Share of healthy brain voxels above `threshold`.
     healthy_scores : (n,) float32, ascending
         Volume scores of the healthy volumes.
+    voxel_mm : float or None
+        Longest edge of the healthy volumes' voxels, their median, mm; None where it was not recorded.
     """
 
     mean: NDArray[np.float32]
@@ -43,6 +45,7 @@ class Calibration:
     threshold: float
     threshold_rate: float
     healthy_scores: NDArray[np.float32]
+    voxel_mm: float | None = None
 
     @property
     def volume_threshold(self) -> float:

@@ -14,6 +14,9 @@ from ssn.core.bundle import INTENDED_USE, Bundle
 from ssn.core.volume import Volume
 from ssn.runtime.backend import Backend, StageTimes
 
+_SAME_LENGTH = 1.5  # voxels of 3 mm where 1 mm is known: twice as much of a healthy brain is above the threshold
+_FINE = 1.0  # mm; what is finer is averaged to about this before it is seen
+
 
 @dataclass(frozen=True)
 class Result:
@@ -62,7 +65,11 @@ def as_record(result: Result, bundle: Bundle, backend: Backend) -> dict[str, Any
             "name": volume.path.name,
             "sha256": volume.sha256,
             "nonfinite_voxels_set_to_background": volume.nonfinite_voxels,
-            "doubts": [*volume.doubts, *_contrast_doubts(volume.path.name, bundle.spec.modality)],
+            "doubts": [
+                *volume.doubts,
+                *_contrast_doubts(volume.path.name, bundle.spec.modality),
+                *voxel_doubts(max(volume.zooms), bundle.calibration.voxel_mm),
+            ],
         },
         "volume": {
             "score": round(result.score, 4),
@@ -92,6 +99,16 @@ def _contrast_doubts(name: str, modality: str) -> list[str]:
     if not known or modality.lower() in known or modality.lower() not in ("t1", "t2", "flair"):
         return []
     return [f"its name says {known[0]}, and the model knows {modality} only; give it {modality} volumes"]
+
+
+def voxel_doubts(longest: float, healthy: float | None) -> list[str]:
+    """Say where voxels (mm) are far longer or shorter than the healthy volumes': their threshold is then off."""
+    if healthy is None or 1 / _SAME_LENGTH <= max(longest, _FINE) / max(healthy, _FINE) <= _SAME_LENGTH:
+        return []
+    return [
+        f"its voxels are {longest:.3g} mm long, those of the healthy volumes that it is compared with {healthy:.3g} "
+        "mm; calibrate on healthy volumes like it (ssn-export calibrate), or do not trust threshold and p-value"
+    ]
 
 
 def world_position(volume: Volume, index: tuple[np.intp, ...] | tuple[int, ...]) -> list[float]:

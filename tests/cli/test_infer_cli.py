@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from ssn.cli.infer import app
 from ssn.runtime.packaged import DEFAULT_BUNDLE, DEMO_HEALTHY_VOLUME, DEMO_VOLUME
+from ssn.runtime.result import voxel_doubts
 
 run = CliRunner().invoke
 SUFFIXES = ("_anomaly.nii.gz", "_mask.nii.gz", ".json", ".png")
@@ -104,6 +105,21 @@ def test_doubts_about_a_volume_are_said_and_on_record(tmp_path, tiny_bundle):
     record = json.loads((tmp_path / "out" / "sub-01_T2w.json").read_text())
     assert len(record["input"]["doubts"]) == 2
     assert record["bundle"]["modality"] == "t1"
+
+
+@pytest.mark.parametrize(
+    ("voxel_mm", "known_mm", "doubted"), [(5, 1, True), (2, 5, True), (1.4, 1, False), (5, 4, False), (0.5, 1, False)]
+)
+def test_voxels_unlike_those_calibrated_on_are_a_doubt(voxel_mm, known_mm, doubted):
+    assert bool(voxel_doubts(voxel_mm, known_mm)) == doubted
+    assert not voxel_doubts(voxel_mm, None), "where it was not recorded nothing can be said"
+
+
+def test_the_packaged_model_doubts_thick_slices(tmp_path):
+    scan = brain_file(tmp_path / "scan.nii.gz", (1.5, 1.5, 5))
+    result = infer(scan, "-o", tmp_path / "out", "--no-png")
+    assert result.exit_code == 0, result.stderr
+    assert "its voxels are 5 mm long, those of the healthy volumes that it is compared with 1 mm" in result.stderr
 
 
 def test_the_highest_place_is_in_millimetres_whatever_the_header_counts_in(tmp_path, tiny_bundle):

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -104,6 +105,10 @@ def test_a_calibration_survives_its_file(tiny_calibration):
     np.testing.assert_allclose(back.mean, tiny_calibration.mean, atol=1e-3)
     np.testing.assert_array_equal(back.healthy_scores, tiny_calibration.healthy_scores)
     assert (back.gain, back.threshold) == (tiny_calibration.gain, tiny_calibration.threshold)
+    assert back.voxel_mm is None
+    assert unpack_calibration(pack_calibration(replace(tiny_calibration, voxel_mm=2.5))).voxel_mm == 2.5
+    with pytest.raises(ValueError, match="voxel size"):
+        unpack_calibration(pack_calibration(replace(tiny_calibration, voxel_mm=-1.0)))
 
 
 def test_bytes_that_are_no_calibration_are_refused():

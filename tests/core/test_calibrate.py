@@ -62,6 +62,7 @@ def test_healthy_maps_have_mean_0_and_deviation_1_and_the_wanted_share_above_the
     assert unseen.std() == pytest.approx(1, abs=0.1)
     assert (unseen > calibration.threshold).mean() == pytest.approx(0.01, abs=0.004)
     assert calibration.healthy_scores.size == 30
+    assert calibration.voxel_mm == pytest.approx(4)
     assert (np.diff(calibration.healthy_scores) >= 0).all()
 
 
