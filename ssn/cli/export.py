@@ -243,6 +243,7 @@ def _print_bundle(opened: Bundle, engines: list[tuple[EngineEntry, str | None]])
         "map threshold": f"{calibration.threshold:.2f} ({calibration.threshold_rate:.2%} of healthy brain above)",
         "volume threshold": f"{calibration.volume_threshold:.2f} "
         f"(5 % of {calibration.healthy_scores.size} healthy volumes above)",
+        "calibrated on voxels of": f"{calibration.voxel_mm:.3g} mm" if calibration.voxel_mm else "not recorded",
         "intended use": str(opened.manifest["intended_use"]),
         "SHA-256": opened.digest,
     }
