@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -11,6 +11,8 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from ssn.core.bundle import Bundle
+from ssn.core.errors import BundleError
 from ssn.core.slices import SliceStack
 
 # A batch is counted in slices of the grid, three a window, whether the encoder sees all three or one thick one.
@@ -70,6 +72,24 @@ class Backend(Runs, Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+def _misfit(bundle: Bundle, reason: str) -> BundleError:
+    return BundleError(f"{bundle.folder}: its manifest does not describe its graphs ({reason}); get the bundle again")
+
+
+def check_plane(plane: int, bundle: Bundle) -> None:
+    """Raise BundleError if the encoder's slices are of another size than the manifest says."""
+    if plane != bundle.spec.grid.plane:
+        raise _misfit(bundle, f"slices are {plane} wide, not {bundle.spec.grid.plane}")
+
+
+def check_features(shape: Sequence[int], batch: Batch, bundle: Bundle) -> None:
+    """Raise BundleError if the encoder's output isn't what the manifest says: places would get others' features."""
+    spec = bundle.spec
+    expected = (len(batch.slices) // spec.slices_a_window, spec.features, spec.cells, spec.cells)
+    if tuple(shape) != expected:
+        raise _misfit(bundle, f"features of {len(batch.slices)} slices are {tuple(shape)}, not {expected}")
 
 
 def plan_batches(stack: SliceStack, occupancy: float, slices: int) -> Iterator[Batch]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, Bundle
 from ssn.core.errors import BackendError, BundleError
-from ssn.runtime.backend import Batch, StageTimes
+from ssn.runtime.backend import Batch, StageTimes, check_features, check_plane
 from ssn.runtime.machine import cores
 
 Provider = Literal["cpu", "cuda", "tensorrt"]
@@ -78,7 +78,7 @@ class OnnxRuntimeBackend:
             options.enable_cpu_mem_arena = options.enable_mem_pattern = False
         # The two sessions take turns: a waiting pool that spins would take the other's cores.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._threads, self._provider = threads, provider
+        self._bundle, self._threads, self._provider = bundle, threads, provider
         self.max_slices: int | None = None if provider == "cpu" else _GPU_BATCH
         self._device = "cpu" if provider == "cpu" else "cuda"
         chain = _chain(provider, memory_limit)
@@ -86,6 +86,7 @@ class OnnxRuntimeBackend:
             _preload()
         self._encoder = self._session(bundle, ENCODER_FILE, options, chain)
         self._flow = self._session(bundle, FLOW_FILE, options, chain)
+        check_plane(self._encoder.get_inputs()[0].shape[-1], bundle)
 
     def _session(
         self, bundle: Bundle, name: str, options: ort.SessionOptions, chain: list[tuple[str, dict[str, str]]]
@@ -132,9 +133,11 @@ class OnnxRuntimeBackend:
         encoder.bind_cpu_input("slices", np.ascontiguousarray(batch.slices))
         encoder.bind_output("features", self._device)
         self._encoder.run_with_iobinding(encoder)
+        (features,) = encoder.get_outputs()
+        check_features(features.shape(), batch, self._bundle)
         encoded = time.perf_counter()
         flow = self._flow.io_binding()
-        flow.bind_ortvalue_input("features", encoder.get_outputs()[0])
+        flow.bind_ortvalue_input("features", features)
         flow.bind_cpu_input("places", batch.places)
         flow.bind_cpu_input("first", np.array([batch.first], np.int64))
         flow.bind_output("log_likelihood", "cpu")

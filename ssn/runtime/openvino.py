@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, Bundle
 from ssn.core.errors import BackendError, BundleError
-from ssn.runtime.backend import Batch, StageTimes
+from ssn.runtime.backend import Batch, StageTimes, check_features, check_plane
 
 
 class OpenVinoBackend:
@@ -54,7 +54,7 @@ class OpenVinoBackend:
                 f"openvino cannot be loaded ({reason}); install it with: pip install openvino"
             ) from error
         self._version = openvino.__version__
-        self._threads, self._precision, self.at_once = threads, precision, at_once
+        self._bundle, self._threads, self._precision, self.at_once = bundle, threads, precision, at_once
         # Said to it: by itself it would compute in bfloat16 where the CPU has it, and differ from other machines.
         options: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "f32" if precision == "fp32" else "bf16",
@@ -66,6 +66,7 @@ class OpenVinoBackend:
             options["INFERENCE_NUM_THREADS"] = threads
         core = openvino.Core()
         self._encoder, self._flow = (self._compile(core, bundle, name, options) for name in (ENCODER_FILE, FLOW_FILE))
+        check_plane(self._encoder.input("slices").partial_shape[3].get_length(), bundle)
 
     @staticmethod
     def _compile(core: Any, bundle: Bundle, name: str, options: dict[str, Any]) -> Any:
@@ -93,10 +94,10 @@ class OpenVinoBackend:
         for batch in batches:
             yield self._log_likelihood(encoder, flow, batch, times)
 
-    @staticmethod
-    def _log_likelihood(encoder: Any, flow: Any, batch: Batch, times: StageTimes) -> NDArray[np.float32]:
+    def _log_likelihood(self, encoder: Any, flow: Any, batch: Batch, times: StageTimes) -> NDArray[np.float32]:
         start = time.perf_counter()
         features = encoder.infer({"slices": np.ascontiguousarray(batch.slices)})["features"]
+        check_features(features.shape, batch, self._bundle)
         encoded = time.perf_counter()
         first = np.array([batch.first], np.int64)
         values = flow.infer({"features": features, "places": batch.places, "first": first})["log_likelihood"]

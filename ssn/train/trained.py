@@ -49,7 +49,7 @@ class BundleMethod:
 
 
 def is_bundle(folder: Path) -> bool:
-    """Whether a folder holds a bundle, and no checkpoint."""
+    """Whether a folder holds a bundle."""
     return (folder / MANIFEST_FILE).exists()
 
 

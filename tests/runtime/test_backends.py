@@ -1,5 +1,7 @@
 import shutil
 from contextlib import ExitStack
+from dataclasses import replace
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from ssn.core.bundle import FLOW_FILE, load_bundle
 from ssn.core.engine_record import Device
 from ssn.core.errors import BackendError, BundleError
+from ssn.core.geometry import GridConfig
 from ssn.runtime.backend import Batch, StageTimes
 from ssn.runtime.cuda import Cuda, find_device
 from ssn.runtime.onnxruntime import OnnxRuntimeBackend
@@ -48,6 +51,25 @@ def test_openvino_reads_only_what_was_hashed(tiny_bundle, tmp_path):
         stream.write(b"x")
     with pytest.raises(BundleError, match="modified"):
         OpenVinoBackend(load_bundle(folder))
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"thick": "slab"}, "features of 3 slices are"),
+        ({"features": 3}, "features of 3 slices are"),
+        ({"grid": GridConfig(plane=96)}, "slices are 192 wide, not 96"),
+    ],
+)
+def test_a_manifest_that_does_not_describe_its_graphs_is_refused(bundle, name, changed, said):
+    """A window taken for a slice would give each place another place's features, and a map without any error."""
+    pytest.importorskip(name, reason=f"{name} is not installed")
+    backends = {"onnxruntime": "OnnxRuntimeBackend", "openvino": "OpenVinoBackend"}
+    kind = getattr(import_module(f"ssn.runtime.{name}"), backends[name])
+    other = replace(bundle, spec=replace(bundle.spec, **changed))
+    with pytest.raises(BundleError, match=said), kind(other, 1) as backend:
+        list(backend.run(batches(bundle), StageTimes()))
 
 
 def test_impossible_threads_and_providers_are_refused(bundle):
