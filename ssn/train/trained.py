@@ -10,7 +10,7 @@ import torch
 
 from ssn.core.bundle import MANIFEST_FILE, Bundle, load_bundle
 from ssn.core.scoring import Calibration
-from ssn.runtime.backend import Backend
+from ssn.runtime.backend import DEFAULT_BATCH, Backend
 from ssn.runtime.choose import DeviceName, Request, open_backend
 from ssn.runtime.pipeline import infer_volume
 from ssn.train.calibrate import load_calibration
@@ -44,7 +44,8 @@ class BundleMethod:
 
     def __call__(self, path: Path) -> ScoredVolume:
         """Score a volume."""
-        found = infer_volume(path, self._bundle, self._backend)
+        batch = self._backend.max_slices or DEFAULT_BATCH
+        found = infer_volume(path, self._bundle, self._backend, batch=batch)
         return ScoredVolume.of(found.score_map, found.brain, found.volume)
 
 
