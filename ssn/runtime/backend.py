@@ -78,16 +78,17 @@ def _misfit(bundle: Bundle, reason: str) -> BundleError:
     return BundleError(f"{bundle.folder}: its manifest does not describe its graphs ({reason}); get the bundle again")
 
 
-def check_plane(plane: int, bundle: Bundle) -> None:
-    """Raise BundleError if the encoder's slices are of another size than the manifest says."""
-    if plane != bundle.spec.grid.plane:
-        raise _misfit(bundle, f"slices are {plane} wide, not {bundle.spec.grid.plane}")
+def check_slices(takes: Sequence[int], batch: Batch, bundle: Bundle) -> None:
+    """Raise BundleError if the encoder takes slices (H, W) of another size than the manifest had them cut."""
+    if tuple(takes) != batch.slices.shape[2:]:
+        raise _misfit(bundle, f"the encoder takes slices of {tuple(takes)}, not {batch.slices.shape[2:]}")
 
 
 def check_features(shape: Sequence[int], batch: Batch, bundle: Bundle) -> None:
     """Raise BundleError if the encoder's output isn't what the manifest says: places would get others' features."""
     spec = bundle.spec
-    expected = (len(batch.slices) // spec.slices_a_window, spec.features, spec.cells, spec.cells)
+    cells = (side * spec.cells // spec.grid.plane for side in batch.slices.shape[2:])
+    expected = (len(batch.slices) // spec.slices_a_window, spec.features, *cells)
     if tuple(shape) != expected:
         raise _misfit(bundle, f"features of {len(batch.slices)} slices are {tuple(shape)}, not {expected}")
 

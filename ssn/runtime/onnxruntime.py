@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, Bundle
 from ssn.core.errors import BackendError, BundleError
-from ssn.runtime.backend import Batch, StageTimes, check_features, check_plane
+from ssn.runtime.backend import Batch, StageTimes, check_features, check_slices
 from ssn.runtime.machine import cores
 
 Provider = Literal["cpu", "cuda", "tensorrt"]
@@ -86,7 +86,7 @@ class OnnxRuntimeBackend:
             _preload()
         self._encoder = self._session(bundle, ENCODER_FILE, options, chain)
         self._flow = self._session(bundle, FLOW_FILE, options, chain)
-        check_plane(self._encoder.get_inputs()[0].shape[-1], bundle)
+        self._takes = self._encoder.get_inputs()[0].shape[2:]
 
     def _session(
         self, bundle: Bundle, name: str, options: ort.SessionOptions, chain: list[tuple[str, dict[str, str]]]
@@ -129,6 +129,7 @@ class OnnxRuntimeBackend:
 
     def _log_likelihood(self, batch: Batch, times: StageTimes) -> NDArray[np.float32]:
         start = time.perf_counter()
+        check_slices(self._takes, batch, self._bundle)
         encoder = self._encoder.io_binding()
         encoder.bind_cpu_input("slices", np.ascontiguousarray(batch.slices))
         encoder.bind_output("features", self._device)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, Bundle
 from ssn.core.errors import BackendError, BundleError
-from ssn.runtime.backend import Batch, StageTimes, check_features, check_plane
+from ssn.runtime.backend import Batch, StageTimes, check_features, check_slices
 
 
 class OpenVinoBackend:
@@ -66,7 +66,8 @@ class OpenVinoBackend:
             options["INFERENCE_NUM_THREADS"] = threads
         core = openvino.Core()
         self._encoder, self._flow = (self._compile(core, bundle, name, options) for name in (ENCODER_FILE, FLOW_FILE))
-        check_plane(self._encoder.input("slices").partial_shape[3].get_length(), bundle)
+        sides = list(self._encoder.input("slices").partial_shape)[2:]
+        self._takes = [side.get_length() for side in sides]
 
     @staticmethod
     def _compile(core: Any, bundle: Bundle, name: str, options: dict[str, Any]) -> Any:
@@ -96,6 +97,7 @@ class OpenVinoBackend:
 
     def _log_likelihood(self, encoder: Any, flow: Any, batch: Batch, times: StageTimes) -> NDArray[np.float32]:
         start = time.perf_counter()
+        check_slices(self._takes, batch, self._bundle)
         features = encoder.infer({"slices": np.ascontiguousarray(batch.slices)})["features"]
         check_features(features.shape, batch, self._bundle)
         encoded = time.perf_counter()

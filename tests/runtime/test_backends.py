@@ -59,7 +59,8 @@ def test_openvino_reads_only_what_was_hashed(tiny_bundle, tmp_path):
     [
         ({"thick": "slab"}, "features of 3 slices are"),
         ({"features": 3}, "features of 3 slices are"),
-        ({"grid": GridConfig(plane=96)}, "slices are 192 wide, not 96"),
+        ({"cells": 24}, "features of 3 slices are"),
+        ({"grid": GridConfig(plane=96)}, r"takes slices of \(192, 192\), not \(96, 96\)"),
     ],
 )
 def test_a_manifest_that_does_not_describe_its_graphs_is_refused(bundle, name, changed, said):
@@ -68,8 +69,10 @@ def test_a_manifest_that_does_not_describe_its_graphs_is_refused(bundle, name, c
     backends = {"onnxruntime": "OnnxRuntimeBackend", "openvino": "OpenVinoBackend"}
     kind = getattr(import_module(f"ssn.runtime.{name}"), backends[name])
     other = replace(bundle, spec=replace(bundle.spec, **changed))
+    spec = other.spec if "grid" in changed else bundle.spec
+    slices = np.zeros((spec.grid.window, 1, spec.grid.plane, spec.grid.plane), np.float32)
     with pytest.raises(BundleError, match=said), kind(other, 1) as backend:
-        list(backend.run(batches(bundle), StageTimes()))
+        list(backend.run([Batch(slices, np.arange(3), 0)], StageTimes()))
 
 
 def test_impossible_threads_and_providers_are_refused(bundle):
