@@ -63,6 +63,12 @@ class _Context:
         self.shapes[name] = shape
         return name in self.engine.inputs
 
+    def get_tensor_shape(self, name):
+        (slices,), (features,) = self.engine.session.get_inputs(), self.engine.session.get_outputs()
+        assert name == features.name
+        count = self.shapes[slices.name][0]
+        return count if slices.shape[0] == features.shape[0] else count // 3, *features.shape[1:]
+
     def set_tensor_address(self, name, address):
         self._changed()
         self.addresses[name] = address

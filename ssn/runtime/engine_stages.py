@@ -92,6 +92,11 @@ class EngineStages:
         for tensor, shape in shapes.items():
             if not context.set_input_shape(tensor, shape):
                 raise BackendError(f"{name}: does not take {tensor} of shape {shape} ({self._errors.last})")
+        if name == ENCODER_ENGINE:  # TensorRT writes what it computes, however little memory lies there for it
+            expected = (windows, layout.channels, layout.cells, layout.cells)
+            given = tuple(context.get_tensor_shape("features"))
+            if given != expected:
+                raise BackendError(f"{name}: gives features of shape {given} where the bundle says {expected}")
         return int(context.update_device_memory_size_for_shapes())
 
     def workspace(self, windows: int) -> int:

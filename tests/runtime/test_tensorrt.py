@@ -1,6 +1,7 @@
 """The TensorRT backend's own code, on a simulated device and a simulated TensorRT. The real ones: tests/gpu."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -47,6 +48,14 @@ def entry_for(bundle, **key):
 def stack_for(bundle, tmp_path):
     spec = bundle.spec
     return spec.cut(read_volume(brain_file(tmp_path / "scan.nii")))
+
+
+@pytest.mark.parametrize("changed", [{"features": 3}, {"thick": "slab"}, {"cells": 24}])
+def test_an_engine_whose_output_would_not_fit_its_memory_does_not_run(bundle, here, changed):
+    entry = entry_for(bundle)
+    other = replace(bundle, spec=replace(bundle.spec, **changed))
+    with pytest.raises(BackendError, match="where the bundle says"):
+        TensorRTBackend(other, entry)
 
 
 @pytest.mark.parametrize("switches", [(True, True), (False, False)], ids=["overlap and graphs", "neither"])
