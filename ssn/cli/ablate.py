@@ -20,6 +20,7 @@ class QuestionName(StrEnum):
     AGGREGATION = "aggregation"
     CODE = "code"
     ANOMALIES = "anomalies"
+    DECAY = "decay"
     SLICES = "slices"
     FLOW = "flow"
     WIDTH = "width"

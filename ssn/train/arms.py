@@ -17,8 +17,8 @@ from ssn.train.network import ModelConfig
 from ssn.train.presets import FitOptions
 
 Question = Literal[
-    "loss", "encoder", "aggregation", "code", "anomalies", "slices", "flow", "width", "calibration", "normalisation",
-    "rim",
+    "loss", "encoder", "aggregation", "code", "anomalies", "decay", "slices", "flow", "width", "calibration",
+    "normalisation", "rim",
 ]  # fmt: skip
 QUESTIONS: tuple[Question, ...] = get_args(Question)
 Weights = Literal["imagenet", "none"] | Path
@@ -27,6 +27,7 @@ Scoring = Literal["place", "brain", "volume"]
 PLANE_CHANNELS, DEPTH_CHANNELS = 128, 64
 BLOCKS = (8, 4, 2)
 COMPONENTS, HIDDEN = (128, 88), (96, 48)
+FEWER_BLOBS, DECAYS = 12, (0.6, 0.9)
 TUNING_ROUNDS = 20  # of `ssn.train.joint`: 160 steps of 24 slices
 
 
@@ -90,12 +91,7 @@ def plan_arms(
 
 def _variants(question: Question, base: Arm, tuned: Path | None) -> dict[str, Arm]:
     """Arms of a question by the value that each gives it."""
-    config, options = base.config, base.options
-    plane, depth = config.plane_channels or PLANE_CHANNELS, config.depth_channels or DEPTH_CHANNELS
-
-    def model(**changes: Any) -> Arm:  # noqa: ANN401 - fields of ModelConfig
-        return replace(base, config=replace(config, **changes))
-
+    options = base.options
     match question:
         case "loss":
             arms = {kind: replace(base, options=_with_loss(options, kind)) for kind in get_args(LossKind)}
@@ -110,29 +106,44 @@ def _variants(question: Question, base: Arm, tuned: Path | None) -> dict[str, Ar
             arms = _pooled(base, ("mean", "max", "attention", "none"))
         case "slices":
             arms = _pooled(base, ("mean", "slab", "middle"))
-        case "code":
-            codes = {"none": (0, 0), "in-plane": (plane, 0), "in-plane + depth": (plane, depth)}
-            arms = {name: model(plane_channels=p, depth_channels=d) for name, (p, d) in codes.items()}
         case "anomalies":
-            if options.loss not in ("spp", "hard"):
-                raise DataError(f"loss {options.loss!r} cannot choose its anomalies; ask 'anomalies' with spp or hard")
-            arms = {kind: replace(base, options=replace(options, anomalies=kind)) for kind in ("noise", "image")}
-        case "flow":
-            arms = {
-                f"{blocks} blocks": model(blocks=blocks) for blocks in sorted({*BLOCKS, config.blocks}, reverse=True)
-            }
-        case "width":
-            arms = {"full": base}
-            arms |= {f"{count} components": model(whiten=True, components=count) for count in COMPONENTS}
-            arms |= {f"hidden layers of {size}": model(hidden=size) for size in HIDDEN}
-            arms["code twice as long"] = model(plane_channels=2 * plane, depth_channels=2 * depth)
+            arms = _pushing_away(base)
+        case "decay":
+            arms = _decayed(base)
         case "calibration":
             arms = {scoring: replace(base, scoring=scoring) for scoring in get_args(Scoring)}
-        case "normalisation":
-            arms = {name: model(normalisation=name) for name in ("robust", "minmax")}
-        case "rim":
-            arms = {"with background": model(brain_only=False), "brain only": model(brain_only=True)}
+        case _:
+            arms = {value: replace(base, config=config) for value, config in _models(question, base.config).items()}
     return arms
+
+
+def _models(question: Question, config: ModelConfig) -> dict[str, ModelConfig]:
+    """Return the configurations of a question about the model itself, by the value that each gives it."""
+    plane, depth = config.plane_channels or PLANE_CHANNELS, config.depth_channels or DEPTH_CHANNELS
+    match question:
+        case "code":
+            codes = {"none": (0, 0), "in-plane": (plane, 0), "in-plane + depth": (plane, depth)}
+            return {name: replace(config, plane_channels=p, depth_channels=d) for name, (p, d) in codes.items()}
+        case "flow":
+            counts = sorted({*BLOCKS, config.blocks}, reverse=True)
+            return {f"{blocks} blocks": replace(config, blocks=blocks) for blocks in counts}
+        case "width":
+            return {
+                "full": config,
+                **{f"{count} components": replace(config, whiten=True, components=count) for count in COMPONENTS},
+                **{f"hidden layers of {size}": replace(config, hidden=size) for size in HIDDEN},
+                "code twice as long": replace(config, plane_channels=2 * plane, depth_channels=2 * depth),
+            }
+        case "normalisation":
+            return {
+                "robust": replace(config, normalisation="robust"),
+                "minmax": replace(config, normalisation="minmax"),
+            }
+        case "rim":
+            sides = {"with background": False, "brain only": True}
+            return {name: replace(config, brain_only=only) for name, only in sides.items()}
+        case _:
+            raise ValueError(f"{question}: no question about the model")
 
 
 def _pooled(base: Arm, pools: Sequence[SlicePool | ThickSlice]) -> dict[str, Arm]:
@@ -140,6 +151,31 @@ def _pooled(base: Arm, pools: Sequence[SlicePool | ThickSlice]) -> dict[str, Arm
     arms: dict[str, Arm] = {pool: replace(base, config=base.config.pooled(pool)) for pool in pools}
     own = "none" if base.config.grid.window == 1 else base.config.pool
     return {**arms, own: base}
+
+
+def _pushing_away(base: Arm) -> dict[str, Arm]:
+    """Arms by what the contrastive term pushes away."""
+    options = base.options
+    if options.loss not in ("spp", "hard"):
+        raise DataError(f"loss {options.loss!r} cannot choose its anomalies; ask 'anomalies' with spp or hard")
+    image = replace(options, anomalies="image")
+    chosen = {
+        "noise": replace(options, anomalies="noise"),
+        "image": image,
+        f"image, {FEWER_BLOBS} blobs": replace(image, blobs=FEWER_BLOBS),
+    }
+    return {name: replace(base, options=options) for name, options in chosen.items()}
+
+
+def _decayed(base: Arm) -> dict[str, Arm]:
+    """Arms whose learning rate falls at these rates, and the base, whose own may be another."""
+    own = (base.options.decay, base.options.decay_epochs)
+    return {
+        f"{rate:g} an epoch" if epochs == 1 else f"{rate:g} every {epochs} epochs": replace(
+            base, options=replace(base.options, decay=rate, decay_epochs=epochs)
+        )
+        for rate, epochs in dict.fromkeys([*((rate, 1) for rate in DECAYS), own])
+    }
 
 
 def _existing(tuned: Path | None) -> Path:

@@ -83,10 +83,10 @@ def compute_features(
     return VolumeFeatures(torch.cat(features), torch.from_numpy(np.concatenate(places)))
 
 
-def compute_altered(network: FeatureNetwork, stack: SliceStack, seed: int) -> AlteredFeatures:
+def compute_altered(network: FeatureNetwork, stack: SliceStack, seed: int, blobs: int) -> AlteredFeatures:
     """Insert pseudo-anomalies into a healthy stack, not thick, and run the encoder over the windows they touch."""
     window, cells = network.config.grid.window, network.cells
-    altered, mask = insert_blobs(stack, seed)
+    altered, mask = insert_blobs(stack, seed, blobs)
     step = network.config.grid.plane // cells
     covered = mask.reshape(-1, window, cells, step, cells, step).mean((1, 3, 5))
     touched = np.flatnonzero(covered.any((1, 2)))
@@ -149,15 +149,16 @@ class FeatureReader:
 
         return VolumeFeatures(*self._kept(path, "", ("features", "places"), compute))
 
-    def altered(self, path: Path, seed: int) -> AlteredFeatures:
-        """Features of a healthy volume with pseudo-anomalies drawn by `seed`."""
+    def altered(self, path: Path, seed: int, blobs: int) -> AlteredFeatures:
+        """Features of a healthy volume with up to `blobs` pseudo-anomalies, drawn by `seed`."""
 
         def compute() -> Sequence[Tensor]:
-            found = compute_altered(self._network, stack_for(self._network, read_volume(path), thick=False), seed)
+            stack = stack_for(self._network, read_volume(path), thick=False)
+            found = compute_altered(self._network, stack, seed, blobs)
             return found.blob.features, found.blob.places, found.halo.features, found.halo.places
 
         names = ("blob_features", "blob_places", "halo_features", "halo_places")
-        blob, blob_places, halo, halo_places = self._kept(path, f"-altered{seed}", names, compute)
+        blob, blob_places, halo, halo_places = self._kept(path, f"-altered{seed}x{blobs}", names, compute)
         return AlteredFeatures(VolumeFeatures(blob, blob_places), VolumeFeatures(halo, halo_places))
 
 

@@ -80,7 +80,8 @@ def _read_features(
 
     def read(index: int) -> tuple[VolumeFeatures, AlteredFeatures | None]:
         seed = options.seed * 100_003 + index
-        return reader.features(paths[index]), reader.altered(paths[index], seed) if wants_altered else None
+        healthy = reader.features(paths[index])
+        return healthy, reader.altered(paths[index], seed, options.blobs) if wants_altered else None
 
     if ranks.count > 1:
         for index in range(ranks.rank, len(paths), ranks.count):

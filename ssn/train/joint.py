@@ -60,13 +60,13 @@ def _inserts_blobs(options: FitOptions) -> bool:
     return options.anomalies == "image" and options.loss in PUSHING_LOSSES
 
 
-def _draw_windows(detector: Detector, stack: SliceStack, seed: int, count: int, *, altered: bool) -> _Windows:
-    """Draw windows with brain in them of a stack that is not thick, with pseudo-anomalies where `altered` says so."""
+def _draw_windows(detector: Detector, stack: SliceStack, seed: int, count: int, blobs: int) -> _Windows:
+    """Draw windows with brain in them of a stack that is not thick, with up to `blobs` pseudo-anomalies in it."""
     window, cells = detector.config.grid.window, detector.network.cells
     coverage = np.zeros(stack.occupancy.shape, np.float32)
     brain = stack.occupancy >= detector.config.occupancy
-    if altered:
-        stack, mask = insert_blobs(stack, seed)
+    if blobs:
+        stack, mask = insert_blobs(stack, seed, blobs)
         step = detector.config.grid.plane // cells
         coverage = mask.reshape(-1, window, cells, step, cells, step).mean((1, 3, 5), dtype=np.float32)
     stack = stack.thickened(detector.config.thick)
@@ -92,7 +92,7 @@ def _read_round(
         count = needed * (place + 1) // len(volumes) - needed * place // len(volumes)
         seed = (options.seed * 100_003 + index) * VOLUMES_A_ROUND + place
         stack = stack_for(detector.network, read_volume(paths[volume]), thick=False)
-        parts.append(_draw_windows(detector, stack, seed, count, altered=_inserts_blobs(options)))
+        parts.append(_draw_windows(detector, stack, seed, count, options.blobs if _inserts_blobs(options) else 0))
     windows = _Windows.cat(parts)
     return windows.at(torch.randperm(len(windows.places), generator=generator))
 

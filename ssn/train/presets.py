@@ -20,6 +20,8 @@ class FitOptions:
     anomalies : "noise" or "image"
         What the contrastive term pushes away: the features with noise on them, as published, or features of
         pseudo-anomalies in the image (`ssn.train.pseudo`; extension, not with `loss` "triplet").
+    blobs : int
+        How many pseudo-anomalies are tried in each volume; those that would overlap another are left out.
     noise : float
         Standard deviation of the noise that makes a synthetic anomaly of a feature, in features' units
         (standard deviations, where they are whitened).
@@ -44,6 +46,7 @@ class FitOptions:
     decay: float = 0.9
     loss: LossKind = "spp"
     anomalies: Literal["noise", "image"] = "noise"
+    blobs: int = 36
     noise: float = 0.08
     share: float = 1.0
     mix: int = 1
@@ -57,20 +60,19 @@ class FitOptions:
         return {name: value for name, value in asdict(self).items() if name not in ("epochs", "tune_encoder")}
 
 
-# For the compact model: few passes of small steps, so that a CPU trains it in minutes.
+# For the compact model: few passes of small steps, so that a CPU trains it in minutes; the rate ends at a hundredth.
 COMPACT_OPTIONS = FitOptions(
-    epochs=10, batch=1024, share=0.15, mix=30, decay_epochs=1, decay=0.9, anomalies="image", precision="bf16"
+    epochs=10, batch=1024, share=0.15, mix=30, decay_epochs=1, decay=0.6, anomalies="image", precision="bf16"
 )
 
 Preset = Literal["compact", "paper", "parity"]
 
 
-def preset(name: Preset) -> tuple[ModelConfig, FitOptions]:
-    """Model and training by name.
+def preset(name: Preset, training: Preset | None = None) -> tuple[ModelConfig, FitOptions]:
+    """Model and training by name; `training` names another preset that it is trained as.
 
     `compact` is the shipped model's; `paper` the published method on the whole brain; `parity` the published
     method on its fixed window of 96 slices, with min-max intensities, for comparison with published figures.
     """
-    if name == "compact":
-        return ModelConfig.compact(), COMPACT_OPTIONS
-    return (ModelConfig() if name == "paper" else ModelConfig.paper()), FitOptions()
+    models = {"compact": ModelConfig.compact, "paper": ModelConfig, "parity": ModelConfig.paper}
+    return models[name](), COMPACT_OPTIONS if (training or name) == "compact" else FitOptions()

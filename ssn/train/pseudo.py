@@ -18,7 +18,6 @@ from scipy.ndimage import gaussian_filter
 from ssn.core.slices import SliceStack
 from ssn.train.anatomy import smooth_field
 
-BLOBS = 12  # a volume
 RADIUS_MM = (4.5, 24.0)  # 0.4 to 58 ml, drawn log-uniformly
 LEAST_CHANGE = 0.12  # of the normalised intensity, mean over the blob
 _MARGIN = 1.6  # half side of a blob's box, in radii: ragged edges stay inside
@@ -57,12 +56,13 @@ def _filling(
     return np.asarray(level + (own - smooth) * rng.uniform(0.5, 1.5), np.float32)
 
 
-def insert_blobs(stack: SliceStack, seed: int, count: int = BLOBS) -> tuple[SliceStack, NDArray[np.bool_]]:
+def insert_blobs(stack: SliceStack, seed: int, count: int) -> tuple[SliceStack, NDArray[np.bool_]]:
     """Insert blobs into a healthy stack.
 
     Parameters
     ----------
     stack : slices (D, H, W) normalised to 0..1
+    count : of blobs to try; one that would overlap another, or changes too little, is left out
 
     Returns
     -------

@@ -65,6 +65,8 @@ def test_each_arm_differs_from_the_base_in_one_thing(tmp_path):
     assert planned["slices", "middle"].config.pool == "middle"
     assert planned["width", "code twice as long"].config.depth_channels == 2 * base.config.depth_channels
     assert planned["rim", "brain only"].config.brain_only
+    assert planned["anomalies", "image, 12 blobs"].options.blobs == 12
+    assert planned["decay", "0.6 an epoch"].options.decay_epochs == 1
     for arm in planned.values():
         changed = [
             name for name in ("config", "options", "weights", "scoring") if getattr(arm, name) != getattr(base, name)
@@ -77,8 +79,8 @@ def test_the_base_answers_every_question_and_is_one_run():
     bases = {question: value for (question, value), arm in planned.items() if arm.run == "base"}
     assert bases == {
         "loss": "spp", "aggregation": "slab", "code": "in-plane + depth", "anomalies": "image", "slices": "slab",
-        "flow": "4 blocks", "width": "full", "calibration": "place", "normalisation": "robust",
-        "rim": "with background",
+        "decay": "0.9 every 10 epochs", "flow": "4 blocks", "width": "full", "calibration": "place",
+        "normalisation": "robust", "rim": "with background",
     }  # fmt: skip
     assert planned["loss", "triplet"].options.anomalies == "noise", "the only ones that the triplet loss knows"
 

@@ -36,7 +36,7 @@ def stack(scan):
 def test_blobs_change_the_brain_where_the_mask_says_and_nowhere_far_from_it(stack):
     from scipy.ndimage import binary_dilation
 
-    altered, mask = insert_blobs(stack, seed=1)
+    altered, mask = insert_blobs(stack, seed=1, count=12)
     change = np.abs(altered.slices - stack.slices)
     assert mask.any()
     assert not change[stack.slices == 0].any(), "background stays background"
@@ -48,31 +48,38 @@ def test_blobs_change_the_brain_where_the_mask_says_and_nowhere_far_from_it(stac
 
 
 def test_the_same_seed_draws_the_same_blobs_and_another_seed_others(stack):
-    first, again, other = (insert_blobs(stack, seed)[1] for seed in (3, 3, 4))
+    first, again, other = (insert_blobs(stack, seed, count=12)[1] for seed in (3, 3, 4))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
+
+
+def test_more_blobs_change_more_of_the_brain(stack):
+    few, many = (insert_blobs(stack, seed=1, count=count)[1] for count in (12, 36))
+    assert many.sum() > few.sum()
 
 
 def test_blob_and_halo_cells_are_told_apart_and_kept(scan, stack, tmp_path):
     torch.manual_seed(0)
     network = FeatureNetwork(TINY, "none").eval()
-    found = FeatureReader(network, tmp_path).altered(scan, seed=1)
-    _, mask = insert_blobs(stack, seed=1)
+    found = FeatureReader(network, tmp_path).altered(scan, seed=1, blobs=12)
+    _, mask = insert_blobs(stack, seed=1, count=12)
     coverage = mask.reshape(-1, 3, 48, 4, 48, 4).mean((1, 3, 5)).ravel()
     first = stack.first * 48**2
     assert len(found.blob.places) > 0
     assert (coverage[found.blob.places.numpy() - first] >= 0.5).all()
     assert (coverage[found.halo.places.numpy() - first] == 0).all()
     assert set(found.blob.places.tolist()) <= set(stack.occupied_places(0.5).tolist())
-    again = FeatureReader(network, tmp_path).altered(scan, seed=1)
+    again = FeatureReader(network, tmp_path).altered(scan, seed=1, blobs=12)
     assert torch.equal(again.blob.features, found.blob.features)
+    more = FeatureReader(network, tmp_path).altered(scan, seed=1, blobs=36)
+    assert len(more.blob.places) > len(found.blob.places), "what is kept of fewer blobs is not taken for more"
 
 
 def test_training_pushes_pseudo_anomalies_below_healthy_locations(scan, tmp_path):
     options = FitOptions(epochs=6, batch=1024, share=0.3, anomalies="image", learning_rate=3e-3)
     detector = fit(TINY, [scan], tmp_path / "model", options, cache=tmp_path / "cache", weights="none")
     reader = FeatureReader(detector.network, tmp_path / "cache")
-    healthy, altered = reader.features(scan), reader.altered(scan, 0)
+    healthy, altered = reader.features(scan), reader.altered(scan, 0, options.blobs)
     with torch.inference_mode():
         normal = detector.log_likelihood(healthy.features, healthy.places)
         anomalous = detector.log_likelihood(altered.blob.features, altered.blob.places)
