@@ -72,9 +72,6 @@ def fit(
         Literal["compact", "paper", "parity"],
         typer.Option(help="The shipped model's, the published method's, or that with its fixed 96-slice window."),
     ] = "compact",
-    training: Annotated[
-        Literal["compact", "paper"] | None, typer.Option(help="Train it as this preset is; as its own if not given.")
-    ] = None,
     pool: PoolOption = None,
     encoder_weights: Annotated[str, typer.Option(help="imagenet, none, or a safetensors file.")] = "imagenet",
     loss: Annotated[Literal["spp", "triplet", "hard", "none"], typer.Option(help="Contrastive term.")] = "spp",
@@ -118,7 +115,7 @@ def fit(
         if (output / RECORD_FILE).exists() and not resume:
             raise OutputError(f"{output}: holds a checkpoint; use --resume to go on with it, or another folder")
         cases = open_split(data, "train", layout, contrast)
-        config, options = settings(preset, training)
+        config, options = settings(preset)
         config = config.pooled(pool) if pool else config
         given = {
             "epochs": epochs, "batch": batch, "learning_rate": learning_rate,
@@ -130,11 +127,11 @@ def fit(
         weights = encoder_weights if encoder_weights in ("imagenet", "none") else Path(encoder_weights)
         with processes(device) as ranks, progress_bar(ranks.rank == 0) as bar:
             features = bar.add_task("features", total=len(cases))
-            steps = bar.add_task("training", total=options.epochs + options.tune_encoder)
+            training = bar.add_task("training", total=options.epochs + options.tune_encoder)
 
             def show(at: Progress) -> None:
                 text = f"epoch {at.epoch + 1}  loss {at.loss:.4f}  log-likelihood {at.likelihood:.4f}"
-                bar.update(steps, completed=at.epoch + at.done, description=text)
+                bar.update(training, completed=at.epoch + at.done, description=text)
 
             detector = run(
                 config,

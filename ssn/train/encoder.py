@@ -169,8 +169,9 @@ def _create_trunk(timm: ModuleType, config: EncoderConfig, *, pretrained: bool) 
         if not pretrained:
             raise
         raise SsnError(
-            f"ImageNet weights of '{config.name}' cannot be had from timm's hub ({type(error).__name__}); "
-            "fetch the model's safetensors file on a machine with a network and pass --encoder-weights FILE."
+            f"ImageNet weights of '{config.name}' cannot be had from timm's hub ({type(error).__name__}); on a machine "
+            f"with a network fetch model.safetensors of {timm.get_pretrained_cfg(config.name).hf_hub_id}, and pass "
+            "--encoder-weights FILE."
         ) from error
     # timm's EfficientNet extractor, unlike its others, keeps and runs the stages behind the last one read.
     last = str(trunk.feature_info.module_name()[-1]).split(".")

@@ -68,11 +68,12 @@ COMPACT_OPTIONS = FitOptions(
 Preset = Literal["compact", "paper", "parity"]
 
 
-def preset(name: Preset, training: Preset | None = None) -> tuple[ModelConfig, FitOptions]:
-    """Model and training by name; `training` names another preset that it is trained as.
+def preset(name: Preset) -> tuple[ModelConfig, FitOptions]:
+    """Model and training by name.
 
     `compact` is the shipped model's; `paper` the published method on the whole brain; `parity` the published
     method on its fixed window of 96 slices, with min-max intensities, for comparison with published figures.
     """
-    models = {"compact": ModelConfig.compact, "paper": ModelConfig, "parity": ModelConfig.paper}
-    return models[name](), COMPACT_OPTIONS if (training or name) == "compact" else FitOptions()
+    if name == "compact":
+        return ModelConfig.compact(), COMPACT_OPTIONS
+    return (ModelConfig() if name == "paper" else ModelConfig.paper()), FitOptions()
