@@ -168,9 +168,10 @@ def _create_trunk(timm: ModuleType, config: EncoderConfig, *, pretrained: bool) 
     except Exception as error:  # the hub's client raises a dozen types, and they change with its version
         if not pretrained:
             raise
+        published = getattr(timm.get_pretrained_cfg(config.name), "hf_hub_id", None) or config.name
         raise SsnError(
             f"ImageNet weights of '{config.name}' cannot be had from timm's hub ({type(error).__name__}); on a machine "
-            f"with a network fetch model.safetensors of {timm.get_pretrained_cfg(config.name).hf_hub_id}, and pass "
+            f"with a network fetch model.safetensors of {published}, and pass "
             "--encoder-weights FILE."
         ) from error
     # timm's EfficientNet extractor, unlike its others, keeps and runs the stages behind the last one read.

@@ -106,7 +106,8 @@ def test_offline_imagenet_weights_name_the_model_and_the_way_out(monkeypatch: py
         return create(name, pretrained=pretrained, **options)
 
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(SsnError, match=r"'wide_resnet50_2'.*--encoder-weights FILE") as caught:
+    way_out = r"'wide_resnet50_2'.*timm/wide_resnet50_2\.\w+, .*--encoder-weights FILE"
+    with pytest.raises(SsnError, match=way_out) as caught:
         build_encoder(PAPER, "imagenet")
     assert "\n" not in str(caught.value)
 
