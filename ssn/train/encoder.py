@@ -171,8 +171,7 @@ def _create_trunk(timm: ModuleType, config: EncoderConfig, *, pretrained: bool) 
         published = getattr(timm.get_pretrained_cfg(config.name), "hf_hub_id", None) or config.name
         raise SsnError(
             f"ImageNet weights of '{config.name}' cannot be had from timm's hub ({type(error).__name__}); on a machine "
-            f"with a network fetch model.safetensors of {published}, and pass "
-            "--encoder-weights FILE."
+            f"with a network fetch model.safetensors of {published}, and pass --encoder-weights FILE."
         ) from error
     # timm's EfficientNet extractor, unlike its others, keeps and runs the stages behind the last one read.
     last = str(trunk.feature_info.module_name()[-1]).split(".")

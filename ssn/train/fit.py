@@ -176,8 +176,7 @@ def _check_resumable(
     folder: Path, detector: Detector, config: ModelConfig, options: FitOptions, paths: Sequence[Path]
 ) -> None:
     record = detector.record
-    # An option that the checkpoint's version did not have yet had its default.
-    if detector.config != config or FitOptions().settings() | record.get("options", {}) != options.settings():
+    if detector.config != config or record.get("options") != options.settings():
         raise DataError(f"{folder}: was trained with other settings; resume with the same ones")
     if record.get("names", _names_hash(paths)) != _names_hash(paths):
         raise DataError(
