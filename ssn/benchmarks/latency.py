@@ -23,7 +23,7 @@ from ssn.benchmarks.contenders import (
     slice_costs,
     slice_work,
 )
-from ssn.benchmarks.measure import FEWEST_ROUNDS, Clock, Ratio, Samples, Spread, timed_rounds
+from ssn.benchmarks.measure import FEWEST_ROUNDS, Clock, Ratio, Samples, Spread, Tell, timed_rounds
 from ssn.benchmarks.runners import Engine, Run3d, engine_problem, open_graph, open_module, open_slices
 from ssn.benchmarks.volumes import Scan, Shape, around_network
 from ssn.core.errors import SsnError
@@ -39,7 +39,6 @@ _AROUND = "around"
 
 Row = dict[str, Any]
 Run = Callable[[], Mapping[str, float] | object]
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ class _Contender:
         }
 
 
-def measure_latency(plan: LatencyPlan, clock: Clock, say: Say = lambda line: None) -> Iterator[Row]:
+def measure_latency(plan: LatencyPlan, clock: Clock, tell: Tell = lambda what, step, steps: None) -> Iterator[Row]:
     """Measure every engine; yields a row for each method, with its times or the reason why there are none.
 
     `clock.left` must be `count_blocks(plan)`.
@@ -113,7 +112,7 @@ def measure_latency(plan: LatencyPlan, clock: Clock, say: Say = lambda line: Non
                 warm = sum(_seconds(run) for run in runs.values())
                 for start in range(0, len(plan.baselines), AT_ONCE):
                     block = plan.baselines[start : start + AT_ONCE]
-                    yield from _measure_block(plan, engine, block, runs, (warm, clock.share()), pooled, say)
+                    yield from _measure_block(plan, engine, block, runs, (warm, clock.share()), pooled, tell)
         except SsnError as error:
             yield {"engine": engine.name, "problem": str(error)}
         for model in plan.models:
@@ -149,7 +148,7 @@ def _measure_block(
     constant: Mapping[str, Run],
     budget: tuple[float, float],
     pooled: dict[str, Samples],
-    say: Say,
+    tell: Tell,
 ) -> Iterator[Row]:
     """Warm a block's baselines up, leave out what the time does not allow, and time the rest in turn.
 
@@ -159,8 +158,8 @@ def _measure_block(
     budget : seconds that a round of `constant` takes, and that the block may take
     """
     opened: dict[str, _Contender] = {}
-    for baseline in block:
-        say(f"{engine.name}: {baseline.name}")
+    for index, baseline in enumerate(block):
+        tell(f"{engine.name}: {baseline.name}", index, len(block))
         try:
             opened[baseline.name] = _open(plan, engine, baseline)
         except Exception as error:  # networks meet engines that lack operators or memory; the others must go on
@@ -174,17 +173,18 @@ def _measure_block(
     rounds = max(FEWEST_ROUNDS, int(min(share / seconds, plan.rounds)))
     runs: dict[str, Run] = dict(constant)
     runs |= {name: partial(one.run, random_volume(one.shape)) for name, one in opened.items()}
-    say(f"{engine.name}: {', '.join(opened) or 'slice pipelines'}, {rounds} rounds")
+    what = f"{engine.name}: slice pipelines and {len(opened)} 3D networks in turn"
+    tell(what, 0, rounds)
     start = time.perf_counter()
-    samples = timed_rounds(runs, rounds=rounds)
+    samples = timed_rounds(runs, rounds=rounds, tell=partial(tell, what))
     for repeat in range(1, MOST_REPEATS + 1):
         rows = [_row(one, engine, samples, list(pooled)) for one in opened.values()]
         undecided = _undecided(rows, plan.decides)
         spent = time.perf_counter() - start
         if not undecided or repeat == MOST_REPEATS or spent * (repeat + 1) / repeat > share:
             break
-        say(f"{engine.name}: undecided: {', '.join(undecided)}; {rounds} rounds more")
-        for name, parts in timed_rounds(runs, rounds=rounds).items():
+        again = partial(tell, f"{engine.name}: undecided, {len(undecided)} of {len(opened)}; more rounds")
+        for name, parts in timed_rounds(runs, rounds=rounds, tell=again).items():
             for part, values in parts.items():
                 samples[name][part].extend(values)
     for name, known in pooled.items():

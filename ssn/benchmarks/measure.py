@@ -36,6 +36,7 @@ _RESAMPLES = 2000
 FEWEST_ROUNDS = 3  # with fewer, an interval says nothing
 
 Samples = dict[str, list[float]]
+Tell = Callable[[str, int, int], None]  # what is being done, step, steps
 Verdict = Literal["holds", "does not hold", "undecided"]
 
 
@@ -109,7 +110,11 @@ class Ratio:
 
 
 def timed_rounds(
-    runs: Mapping[str, Callable[[], Mapping[str, float] | object]], *, rounds: int, warm_up: int = 0
+    runs: Mapping[str, Callable[[], Mapping[str, float] | object]],
+    *,
+    rounds: int,
+    warm_up: int = 0,
+    tell: Callable[[int, int], None] = lambda step, steps: None,
 ) -> dict[str, Samples]:
     """Run each once a round, so that a machine that slows down slows all of them.
 
@@ -118,6 +123,7 @@ def timed_rounds(
     runs : name -> what to do; it must not return before its work is done. Where it returns a mapping, these are
         seconds that it measured of its own parts.
     warm_up : rounds that are not kept
+    tell : called after each round with how many are done, and how many there are
 
     Returns
     -------
@@ -132,6 +138,7 @@ def timed_rounds(
             if index >= warm_up:
                 for part, seconds in {**(parts if isinstance(parts, Mapping) else {}), "total": total}.items():
                     found[name].setdefault(part, []).append(seconds)
+        tell(index + 1, warm_up + rounds)
     return found
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssn.benchmarks.contenders import SliceModel, export_baseline
-from ssn.benchmarks.measure import Ratio
+from ssn.benchmarks.measure import Ratio, Tell
 from ssn.benchmarks.one_volume import Job
 from ssn.benchmarks.runners import Engine, engine_problem
 from ssn.benchmarks.volumes import Scan
@@ -45,7 +45,7 @@ class MemoryPlan:
     longest: float = 600.0
 
 
-def measure_memory(plan: MemoryPlan, say: Callable[[str], None] = lambda line: None) -> Iterator[Row]:
+def measure_memory(plan: MemoryPlan, tell: Tell = lambda what, step, steps: None) -> Iterator[Row]:
     """Yield a row for each method and engine: peak memory, time until it was ready, time of its first volume.
 
     Networks see the whole volume, or one window where they slide; a diffusion runs one step.
@@ -56,13 +56,14 @@ def measure_memory(plan: MemoryPlan, say: Callable[[str], None] = lambda line: N
             yield {"engine": engine.name, "problem": problem}
             continue
         peaks: dict[str, list[float]] = {}
-        for model in plan.models:
-            say(f"{engine.name}: {model.name}")
+        steps = len(plan.models) + len(plan.baselines)
+        for index, model in enumerate(plan.models):
+            tell(f"{engine.name}: {model.name}", index, steps)
             row, found = _row(plan, engine, model.name, "slice pipeline", partial(_slice_job, plan, engine, model))
             peaks[model.name] = [run["peak_mb"] for run in found]
             yield row
-        for baseline in plan.baselines:
-            say(f"{engine.name}: {baseline.name}")
+        for index, baseline in enumerate(plan.baselines, len(plan.models)):
+            tell(f"{engine.name}: {baseline.name}", index, steps)
             make = partial(_baseline_job, plan, engine, baseline)
             row, found = _row(plan, engine, baseline.name, baseline.group, make)
             if found:

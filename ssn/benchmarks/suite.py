@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ssn.benchmarks.measure import Clock, environment, matmul_rate_cpu
+from ssn.benchmarks.measure import Clock, Tell, environment, matmul_rate_cpu
 from ssn.benchmarks.results import Kind, result_path, save
 from ssn.benchmarks.slice_models import ModelName
 from ssn.benchmarks.volumes import NATIVE, STANDARD, Scan, make_scan
 
-Say = Callable[[str], None]
 SLICE_SCALING = ("AutoEncoder", "UNet 16-256")  # light 3D networks that are timed by slices beside the pipeline
 WORK = "work"  # folder in the results' folder: the phantom, exported networks, what is written while measuring
 
@@ -49,7 +49,7 @@ class Suite:
         return make_scan(self.work, NATIVE if self.native else STANDARD)
 
 
-def run_latency(suite: Suite, *, minutes: float | None, rounds: int, full: bool, decides: float, say: Say) -> Path:
+def run_latency(suite: Suite, *, minutes: float | None, rounds: int, full: bool, decides: float, tell: Tell) -> Path:
     """Measure times of slice pipelines and 3D networks; `minutes` are for the timing, after all has been made."""
     from ssn.benchmarks.baselines import choose_baselines
     from ssn.benchmarks.contenders import export_baseline, slice_models
@@ -60,13 +60,13 @@ def run_latency(suite: Suite, *, minutes: float | None, rounds: int, full: bool,
     engines = choose_engines(suite.engines)
     baselines = choose_baselines(list(suite.against))
     scan = suite.scan()
-    say("making the slice pipelines")
+    tell("making the slice pipelines", 0, 1)
     torch = any(engine.kind == "torch" for engine in engines)
     models = slice_models(suite.models, suite.work, scan.path, torch=torch)
     plan = LatencyPlan(scan, models, baselines, engines, suite.threads, rounds, suite.work, full, decides)
     if any(engine.kind != "torch" and engine_problem(engine) is None for engine in engines):
-        for baseline in baselines:
-            say(f"exporting {baseline.name}")
+        for index, baseline in enumerate(baselines):
+            tell(f"exporting {baseline.name}", index, len(baselines))
             export_baseline(baseline, timed_shape(plan, baseline), suite.work)
     extra = {
         "volume": scan.shape,
@@ -74,11 +74,11 @@ def run_latency(suite: Suite, *, minutes: float | None, rounds: int, full: bool,
         "minutes": minutes,
         "fp32_matmul_gflops": round(matmul_rate_cpu() / 1e9, 1),
     }
-    rows = measure_latency(plan, Clock(minutes, count_blocks(plan)), say)
+    rows = measure_latency(plan, Clock(minutes, count_blocks(plan)), tell)
     return _collect(suite, "latency", path, rows, scan, extra)
 
 
-def run_variants(suite: Suite, *, minutes: float | None, say: Say) -> Path:
+def run_variants(suite: Suite, *, minutes: float | None, tell: Tell) -> Path:
     """Measure the steps of the packaged model on the packaged volume, and the main ones of the heavy one.
 
     `minutes` are for the times of each model's steps; accuracy takes as long as it takes.
@@ -94,23 +94,23 @@ def run_variants(suite: Suite, *, minutes: float | None, say: Say) -> Path:
     demo, threads = DEMO_VOLUME, suite.threads
 
     def rows() -> Iterator[dict[str, Any]]:
-        say("making volumes with lesions")
+        tell("making volumes with lesions", 0, 1)
         lesioned = make_lesioned(suite.work / "lesioned", workers=threads)
         packaged = Ground(load_bundle(DEFAULT_BUNDLE), demo, suite.work, lesioned)
-        yield from measure_variants(packaged, steps(threads), minutes=minutes, say=say)
-        say("steps that need another training")
+        yield from measure_variants(packaged, steps(threads), minutes=minutes, tell=tell)
+        tell("steps that need another training", 0, 1)
         yield from measure_trained_steps(demo, suite.work, threads=threads)
         yield from measure_files(demo, suite.work)
         if "wide_resnet50_2" in suite.models:
             scan = suite.scan().path
             wide = Ground(slice_bundle("wide_resnet50_2", suite.work, scan), scan, suite.work)
-            for row in measure_variants(wide, heavy_steps(threads), minutes=minutes, say=say):
+            for row in measure_variants(wide, heavy_steps(threads), minutes=minutes, tell=tell):
                 yield row | {"step": f"{row['method']}: {row['step']}"}
 
     return _collect(suite, "variants", path, rows(), Scan(demo, NATIVE), {"minutes": minutes})
 
 
-def run_memory(suite: Suite, *, longest: float, say: Say) -> Path:
+def run_memory(suite: Suite, *, longest: float, tell: Tell) -> Path:
     """Measure peak memory and cold start."""
     from ssn.benchmarks.baselines import choose_baselines
     from ssn.benchmarks.contenders import slice_models
@@ -122,10 +122,10 @@ def run_memory(suite: Suite, *, longest: float, say: Say) -> Path:
     scan = suite.scan()
     models = slice_models(suite.models, suite.work, scan.path, torch=False)
     plan = MemoryPlan(scan, models, baselines, engines, suite.threads, suite.work, longest=longest)
-    return _collect(suite, "memory", path, measure_memory(plan, say), scan, {})
+    return _collect(suite, "memory", path, measure_memory(plan, tell), scan, {})
 
 
-def run_throughput(suite: Suite, *, volumes: int, rounds: int, say: Say) -> Path:
+def run_throughput(suite: Suite, *, volumes: int, rounds: int, tell: Tell) -> Path:
     """Measure cohorts of the slice pipelines with ONNX Runtime."""
     from ssn.benchmarks.baselines import choose_baselines
     from ssn.benchmarks.contenders import slice_bundle
@@ -138,17 +138,19 @@ def run_throughput(suite: Suite, *, volumes: int, rounds: int, say: Say) -> Path
         for model in suite.models:
             bundle = slice_bundle(model, suite.work, scan.path)
             shared: dict[str, Any] = {"threads": suite.threads}
-            say(f"{model}: {volumes} volumes, each part alone and all overlapped")
-            row = measure_throughput(scan.path, bundle, suite.work, volumes=volumes, rounds=rounds, **shared)
+            whole = partial(tell, f"{model}: {volumes} volumes, each part alone and all overlapped")
+            row = measure_throughput(
+                scan.path, bundle, suite.work, volumes=volumes, rounds=rounds, tell=whole, **shared
+            )
             row["method"] = model
-            say(f"{model} and {', '.join(SLICE_SCALING)}: by slices")
+            tell(f"{model} and {', '.join(SLICE_SCALING)}: by slices", 0, 1)
             light = choose_baselines(list(SLICE_SCALING))
             by_slices = measure_slices(scan, bundle, light, suite.work, counts=(24, 48, 96), rounds=rounds, **shared)
             row["slices"] = by_slices.pop(bundle.spec.name)
             row["slices_3d"] = by_slices
             # Far more volumes than are in memory at once: that is where it would still grow.
             counts = [count for count in (1, 2, 4, 8, 16) if count <= volumes] + [8 * volumes]
-            row["scaling"] = measure_scaling(scan.path, bundle, suite.work, counts=counts, say=say, **shared)
+            row["scaling"] = measure_scaling(scan.path, bundle, suite.work, counts=counts, tell=tell, **shared)
             yield row
 
     return _collect(suite, "throughput", path, rows(), scan, {})

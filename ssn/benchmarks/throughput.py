@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from threadpoolctl import threadpool_limits
 
 from ssn.benchmarks.contenders import export_baseline, random_volume
-from ssn.benchmarks.measure import Ratio, interleaved, timed_rounds
+from ssn.benchmarks.measure import Ratio, Tell, interleaved, timed_rounds
 from ssn.benchmarks.one_volume import peak_rss
 from ssn.benchmarks.runners import choose_engines, open_graph
 from ssn.benchmarks.volumes import Scan
@@ -35,7 +35,14 @@ if TYPE_CHECKING:
 
 
 def measure_throughput(
-    scan: Path, bundle: Bundle, folder: Path, *, volumes: int, rounds: int, threads: int
+    scan: Path,
+    bundle: Bundle,
+    folder: Path,
+    *,
+    volumes: int,
+    rounds: int,
+    threads: int,
+    tell: Callable[[int, int], None],
 ) -> dict[str, Any]:
     """Time a cohort of copies of a volume, and its reading, computing and writing alone, in interleaved rounds.
 
@@ -84,7 +91,7 @@ def measure_throughput(
             "all": overlapped,
         }  # fmt: skip
         counted = {name: partial(_with_cpu_time, run) for name, run in runs.items()}
-        samples = timed_rounds(counted, rounds=rounds, warm_up=1)
+        samples = timed_rounds(counted, rounds=rounds, warm_up=1, tell=tell)
     seconds = {name: parts["total"] for name, parts in samples.items()}
     slowest = max(("decode", "compute", "write"), key=lambda name: sorted(seconds[name])[rounds // 2])
     return {
@@ -162,12 +169,12 @@ def measure_scaling(
     *,
     counts: Sequence[int],
     threads: int,
-    say: Callable[[str], None] = lambda line: None,
+    tell: Tell = lambda what, step, steps: None,
 ) -> list[dict[str, Any]]:
     """Time and peak memory of cohorts of several sizes, each in a process of its own."""
     rows = []
-    for count in counts:
-        say(f"{count} volumes in a process of their own")
+    for index, count in enumerate(counts):
+        tell(f"{count} volumes in a process of their own", index, len(counts))
         argument = json.dumps([str(scan), str(bundle.folder), str(folder), count, threads])
         done = subprocess.run(
             [sys.executable, "-m", "ssn.benchmarks.throughput", argument], capture_output=True, text=True, check=False

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ssn.cli import bench_speed
-from ssn.cli.console import reporting, user_errors
+from ssn.cli.console import measuring, reporting, user_errors
 from ssn.cli.options import ContrastOption, Data, LayoutOption, SliceModels, VersionOption
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -107,13 +107,9 @@ def gpu(
 
         require_gpu()
         check_file(output, overwrite=force)
-        run_gpu_suite(
-            output,
-            models=MODELS if model == "all" else (model,),
-            rounds=rounds,
-            max_batch=max_batch,
-            say=lambda line: typer.echo(line, err=True),
-        )
+        chosen = MODELS if model == "all" else (model,)
+        with measuring() as tell:
+            run_gpu_suite(output, models=chosen, rounds=rounds, max_batch=max_batch, tell=tell)
         typer.echo(f"{output}: written")
 
 

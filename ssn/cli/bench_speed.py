@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ssn.cli.console import user_errors
+from ssn.cli.console import measuring, user_errors
 from ssn.cli.options import SliceModel, SliceModels, ThreadsOption
 
 if TYPE_CHECKING:
@@ -72,10 +72,11 @@ def latency(
 
         suite = _suite(output, engine, against, model, threads, native, force)
         limit = minutes or None
-        if variants:
-            path = run_variants(suite, minutes=limit, say=_say)
-        else:
-            path = run_latency(suite, minutes=limit, rounds=rounds, full=full, decides=ratio, say=_say)
+        with measuring() as tell:
+            if variants:
+                path = run_variants(suite, minutes=limit, tell=tell)
+            else:
+                path = run_latency(suite, minutes=limit, rounds=rounds, full=full, decides=ratio, tell=tell)
         typer.echo(f"{path}: written")
 
 
@@ -97,7 +98,9 @@ def memory(
         from ssn.benchmarks.suite import run_memory
 
         suite = _suite(output, engine, against, model, threads, native, force)
-        typer.echo(f"{run_memory(suite, longest=longest, say=_say)}: written")
+        with measuring() as tell:
+            path = run_memory(suite, longest=longest, tell=tell)
+        typer.echo(f"{path}: written")
 
 
 def throughput(
@@ -117,7 +120,9 @@ def throughput(
         from ssn.benchmarks.suite import run_throughput
 
         suite = _suite(output, None, None, model, threads, native, force)
-        typer.echo(f"{run_throughput(suite, volumes=volumes, rounds=rounds, say=_say)}: written")
+        with measuring() as tell:
+            path = run_throughput(suite, volumes=volumes, rounds=rounds, tell=tell)
+        typer.echo(f"{path}: written")
 
 
 def claim(
@@ -255,7 +260,3 @@ def _suite(
         native=native,
         overwrite=force,
     )
-
-
-def _say(line: str) -> None:
-    typer.echo(line, err=True)

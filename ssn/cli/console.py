@@ -63,8 +63,11 @@ def user_errors() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def progress_bar(shown: bool = True) -> Progress:
-    """Return a progress bar on stderr; silent where that is no terminal, or another process shows it."""
+def progress_bar(shown: bool = True, *, by_itself: bool = True) -> Progress:
+    """Return a progress bar on stderr; silent where that is no terminal, or another process shows it.
+
+    With `by_itself` a thread redraws it ten times a second; without, only an update that asks for it does.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -75,6 +78,7 @@ def progress_bar(shown: bool = True) -> Progress:
         TimeRemainingColumn(),
         console=Console(stderr=True),
         disable=not (shown and sys.stderr.isatty()),
+        auto_refresh=by_itself,
     )
 
 
@@ -88,6 +92,26 @@ def reporting() -> Iterator[Callable[[str, int, int], None]]:
             bar.update(task, description=what, completed=step, total=max(steps, 1))
 
         yield report
+
+
+@contextmanager
+def measuring() -> Iterator[Callable[[str, int, int], None]]:
+    """As `reporting`, for what is being timed: nothing is drawn but between runs.
+
+    Where there is no terminal, it prints a line when something else begins.
+    """
+    with progress_bar(by_itself=False) as bar:
+        task = bar.add_task("")
+        before = ""
+
+        def tell(what: str, step: int, steps: int) -> None:
+            nonlocal before
+            if bar.disable and what != before:
+                typer.echo(what, err=True)
+            before = what
+            bar.update(task, description=what, completed=step, total=max(steps, 1), refresh=True)
+
+        yield tell
 
 
 @contextmanager

@@ -55,6 +55,13 @@ def test_parts_that_a_run_measured_itself_are_kept_beside_the_clock():
     assert set(samples["b"]) == {"total"}
 
 
+def test_rounds_are_told_between_runs_and_never_during_one():
+    events = []
+    runs = {name: lambda name=name: events.append(name) for name in "ab"}
+    timed_rounds(runs, rounds=2, warm_up=1, tell=lambda step, steps: events.append(f"{step} of {steps}"))
+    assert events == ["a", "b", "1 of 3", "a", "b", "2 of 3", "a", "b", "3 of 3"]
+
+
 def test_time_is_shared_and_what_does_not_fit_is_left_out_slowest_first():
     clock = Clock(1.0, 3)
     assert clock.share() == pytest.approx(20, abs=0.5)

@@ -1,9 +1,11 @@
 """What every command shares: whatever a user can cause is one line, and an end from outside is a clean one."""
 
+import io
 import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 import typer
@@ -11,7 +13,7 @@ from brains import brain_file
 from typer.testing import CliRunner
 
 from ssn.cli import options
-from ssn.cli.console import user_errors
+from ssn.cli.console import measuring, user_errors
 
 
 def ended(capsys, error):
@@ -81,3 +83,25 @@ def test_a_name_that_the_terminal_cannot_show_is_escaped(tmp_path, tiny_bundle):
 def test_more_threads_than_cores_are_not_taken(monkeypatch):
     monkeypatch.setattr("ssn.runtime.machine.cores", lambda: 4)
     assert [options._at_most_cores(threads) for threads in (None, 2, 1000)] == [None, 2, 4]
+
+
+def test_where_there_is_no_terminal_a_measurement_prints_what_begins(capsys):
+    with measuring() as tell:
+        for what, step in (("one network", 0), ("one network", 1), ("another", 0)):
+            tell(what, step, 2)
+    assert capsys.readouterr().err.splitlines() == ["one network", "another"]
+
+
+def test_on_a_terminal_a_measurement_is_drawn_when_it_is_told_and_by_no_thread(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    threads = threading.active_count()
+    with measuring() as tell:
+        assert threading.active_count() == threads
+        drawn = len(screen.getvalue())
+        tell("one network", 1, 2)
+        assert "one network" in screen.getvalue()[drawn:]

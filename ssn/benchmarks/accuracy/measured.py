@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ssn.benchmarks.measure import Tell
 from ssn.core import metrics
 from ssn.core.errors import DataError
 from ssn.train.cases import Case
@@ -32,7 +33,6 @@ from ssn.train.trained import TrainedMethod
 HEALTHY_QUANTILE = 0.995  # of healthy brain voxels; the others are above the threshold
 _EVERY = 7  # brain voxels of which one stands for the others in that quantile, so that memory stays small
 _LEVELS = 1001
-Tell = Callable[[str, int, int], None]  # what is being done, step, steps
 
 COLUMNS = (*METRICS, "dice_healthy", "dice_oracle")
 HEALTHY_COLUMNS = ("false_positive_ml", "false_positive_ml_healthy")

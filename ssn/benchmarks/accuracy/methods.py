@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from ssn.benchmarks.accuracy.autoencoder import AutoencoderBudget, fit_autoencoder
-from ssn.benchmarks.accuracy.measured import Tell
 from ssn.benchmarks.accuracy.peers import PeerBudget, PeerName, fit_peer, healthy_slices, peer_method, require_anomalib
+from ssn.benchmarks.measure import Tell
 from ssn.benchmarks.results import OURS
 from ssn.core.errors import DataError
 from ssn.train.evaluate import Method

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ssn.benchmarks.accuracy.measured import Splits, Tell
+from ssn.benchmarks.accuracy.measured import Splits
 from ssn.benchmarks.accuracy.pictures import choose_slices, draw_curves, draw_montage, write_figure
 from ssn.benchmarks.accuracy.table import markdown
 from ssn.benchmarks.accuracy.workers import Make, Measured, measure_at_once, measure_in_turn
+from ssn.benchmarks.measure import Tell
 from ssn.core.atomic import write_text_atomic
 from ssn.train.cases import Case
 from ssn.train.datasets import open_healthy

@@ -8,8 +8,9 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 
-from ssn.benchmarks.accuracy.measured import MethodAccuracy, Splits, Tell, measure
+from ssn.benchmarks.accuracy.measured import MethodAccuracy, Splits, measure
 from ssn.benchmarks.accuracy.methods import Build
+from ssn.benchmarks.measure import Tell
 from ssn.runtime.machine import cores
 
 Make = Callable[[Tell], Mapping[str, Build]]  # says how to make each method; pickled where several processes do

@@ -9,7 +9,7 @@ import importlib.util
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ssn.benchmarks.gpu.timing import WARM_UP, Report, attempt, consume, end_to_end, peak_memory, time_variants
-from ssn.benchmarks.measure import environment, interleaved
+from ssn.benchmarks.measure import Tell, environment, interleaved
 from ssn.benchmarks.phantom import write_phantom
 from ssn.benchmarks.slice_models import MODELS, ModelName, make_bundle
 from ssn.core.atomic import write_text_atomic
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from ssn.train.checkpoint import Detector
 
 _NEEDED = {"torch": "torch", "timm": "timm", "FrEIA": "FrEIA", "onnx": "onnx", "onnxscript": "onnxscript"}
-
-Say = Callable[[str], None]
 
 
 def require_gpu() -> Device:
@@ -67,7 +65,7 @@ def run_gpu_suite(
     models: Sequence[ModelName] = MODELS,
     rounds: int = 20,
     max_batch: int = 48,
-    say: Say = lambda line: None,
+    tell: Tell = lambda what, step, steps: None,
 ) -> Report:
     """Run the suite and write its JSON to `output`.
 
@@ -92,14 +90,14 @@ def run_gpu_suite(
         write_text_atomic(output, json.dumps(report, indent=1) + "\n", overwrite=True)
 
     save()
-    say(f"{device.name}: one matrix product in FP16")
+    tell(f"{device.name}: one matrix product in FP16", 0, 1)
     report["fp16_matmul_tflops"] = attempt(lambda: round(matmul_rate() / 1e12, 1))
     with tempfile.TemporaryDirectory() as scratch:
-        for model in models:
+        for index, model in enumerate(models):
             part: Report = {}
             report["models"][model] = part
             for name in _measure_model(part, model, Path(scratch), device, rounds, max_batch):
-                say(f"{model}: {name}")
+                tell(f"{model}: {name}", index, len(models))
                 save()
             _add_roofline(part, report["fp16_matmul_tflops"])
             save()

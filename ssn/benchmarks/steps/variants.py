@@ -19,7 +19,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from ssn.benchmarks.measure import Clock, Ratio, Spread, timed_rounds
+from ssn.benchmarks.measure import Clock, Ratio, Spread, Tell, timed_rounds
 from ssn.benchmarks.runners import choose_engines, engine_problem
 from ssn.benchmarks.steps.brain_box import Box, box_of
 from ssn.benchmarks.steps.lesioned import mean_auprc
@@ -95,7 +95,7 @@ def measure_variants(
     todo: Sequence[Step],
     *,
     minutes: float | None,
-    say: Callable[[str], None] = lambda line: None,
+    tell: Tell = lambda what, step, steps: None,
 ) -> Iterator[dict[str, Any]]:
     """Measure steps; yields a row each, with times from the file to the map and what the step does to accuracy.
 
@@ -104,10 +104,10 @@ def measure_variants(
     box = ground.box()
     found: dict[Way, float] = {}
     problems: dict[str, str] = {}
-    for step in todo:
+    for index, step in enumerate(todo):
         problem = engine_problem(choose_engines([step.after.engine])[0])
         if problem is None and ground.lesioned:
-            say(f"{step.name}: {len(ground.lesioned)} volumes with lesions")
+            tell(f"{step.name}: {len(ground.lesioned)} volumes with lesions", index, len(todo))
             try:
                 _measure_auprc(step, ground, box, found)
             except Exception as error:  # an engine may lack an operator that this step needs
@@ -115,12 +115,12 @@ def measure_variants(
         if problem is not None:
             problems[step.name] = problem
     clock = Clock(minutes, len(todo) - len(problems))
-    for step in todo:
+    for index, step in enumerate(todo):
         row: dict[str, Any] = {"step": step.name, "method": ground.bundle.spec.name}
         if step.name in problems:
             yield {**row, "problem": problems[step.name]}
             continue
-        say(step.name)
+        tell(step.name, index, len(todo))
         auprc = (found[step.before], found[step.after]) if ground.lesioned else None
         try:
             yield {**row, **_compare(step, ground, box, clock.share(), auprc)}
