@@ -22,6 +22,7 @@ from ssn.core.errors import BundleError, OutputError
 from ssn.core.geometry import GridConfig, ThickSlice
 from ssn.core.hashed_files import file_entry, read_hashed
 from ssn.core.intensity import Normalisation
+from ssn.core.likeness import block_shape
 from ssn.core.onnx_data import has_external_data
 from ssn.core.outputs import check_folder
 from ssn.core.scoring import Calibration
@@ -145,7 +146,10 @@ def load_bundle(folder: Path) -> Bundle:
         calibration = unpack_calibration(_read_checked(folder, CALIBRATION_FILE, files))
     except ValueError as error:
         raise BundleError(f"{folder / CALIBRATION_FILE}: {error}. {_again(path)}") from error
-    if calibration.mean.shape != (spec.grid.windows, spec.cells, spec.cells):
+    blocks = block_shape(spec.grid.windows, spec.cells)
+    if calibration.mean.shape != (spec.grid.windows, spec.cells, spec.cells) or (
+        calibration.grey is not None and calibration.grey.shape != blocks
+    ):
         raise BundleError(f"{folder / CALIBRATION_FILE}: is of another model. {_again(path)}")
     return Bundle(folder, manifest, hashlib.sha256(data).hexdigest(), spec, calibration)
 

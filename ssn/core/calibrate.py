@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssn.core.geometry import apply_separable, gaussian_matrix
+from ssn.core.likeness import grey_blocks, mean_blocks
 from ssn.core.scoring import Calibration, anomaly_map, volume_score
 from ssn.core.slices import SliceStack
 from ssn.core.volume import Volume
@@ -25,7 +26,7 @@ Statistics = Callable[[LogLikelihoods, tuple[int, int, int]], tuple[NDArray[np.f
 
 @dataclass(frozen=True)
 class HealthyVolume:
-    """What calibration needs of a healthy volume: no slices and no intensities, so that many fit into memory.
+    """What calibration needs of a healthy volume: no slices, so that many fit into memory.
 
     Attributes
     ----------
@@ -33,19 +34,22 @@ class HealthyVolume:
     zooms : mm
     places : (L,), ascending
     log_likelihood : (L,), per dimension
+    grey : what it looks like (`ssn.core.likeness.grey_blocks`)
     """
 
     stack: SliceStack
     zooms: tuple[float, float, float]
     places: NDArray[np.int64]
     log_likelihood: NDArray[np.float32]
+    grey: NDArray[np.float32]
 
     @classmethod
     def of(
         cls, volume: Volume, stack: SliceStack, places: NDArray[np.int64], log_likelihood: NDArray[np.float32]
     ) -> HealthyVolume:
         """Keep what is needed of a volume that the flow has seen."""
-        return cls(replace(stack, slices=stack.slices[:0].copy()), volume.zooms, places, log_likelihood)
+        without = replace(stack, slices=stack.slices[:0].copy())
+        return cls(without, volume.zooms, places, log_likelihood, grey_blocks(stack))
 
 
 def place_statistics(
@@ -140,4 +144,5 @@ def calibrate(
         threshold_rate=rate,
         healthy_scores=np.sort(scores * np.float32(gain)),
         voxel_mm=float(np.median([max(healthy.zooms) for healthy in kept])),
+        grey=mean_blocks([healthy.grey for healthy in kept]),
     )

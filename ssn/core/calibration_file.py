@@ -21,6 +21,7 @@ def pack_calibration(calibration: Calibration) -> bytes:
         healthy_scores=calibration.healthy_scores.astype(np.float32),
         numbers=np.array([getattr(calibration, name) for name in _NUMBERS]),
         voxel_mm=np.array([] if calibration.voxel_mm is None else [calibration.voxel_mm]),
+        grey=np.zeros(0, np.float16) if calibration.grey is None else calibration.grey.astype(np.float16),
     )
     return stream.getvalue()
 
@@ -40,8 +41,9 @@ def unpack_calibration(data: bytes) -> Calibration:
                 mean=stored["mean"].astype(np.float32),
                 deviation=stored["deviation"].astype(np.float32),
                 healthy_scores=stored["healthy_scores"].astype(np.float32),
-                # An older calibration has no such array.
+                # An older calibration has neither array.
                 voxel_mm=next(iter(stored["voxel_mm"].tolist() if "voxel_mm" in stored else ()), None),
+                grey=stored["grey"].astype(np.float32) if "grey" in stored and stored["grey"].size else None,
                 **numbers,
             )
     except (KeyError, OSError, EOFError, TypeError, ValueError) as error:
@@ -53,4 +55,6 @@ def unpack_calibration(data: bytes) -> Calibration:
         raise ValueError("not a calibration (its tables have impossible values)")
     if calibration.voxel_mm is not None and not 0 < calibration.voxel_mm < np.inf:
         raise ValueError("not a calibration (its voxel size is impossible)")
+    if calibration.grey is not None and (calibration.grey.ndim != 3 or np.isinf(calibration.grey).any()):
+        raise ValueError("not a calibration (its grey values are impossible)")
     return calibration

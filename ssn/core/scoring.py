@@ -36,6 +36,8 @@ class Calibration:
         Volume scores of the healthy volumes.
     voxel_mm : float or None
         Longest edge of the healthy volumes' voxels, their median, mm; None where it was not recorded.
+    grey : (windows / 2, G / 2, G / 2) float32 or None
+        What healthy volumes look like (`ssn.core.likeness`); None where it was not recorded.
     """
 
     mean: NDArray[np.float32]
@@ -46,6 +48,7 @@ class Calibration:
     threshold_rate: float
     healthy_scores: NDArray[np.float32]
     voxel_mm: float | None = None
+    grey: NDArray[np.float32] | None = None
 
     @property
     def volume_threshold(self) -> float:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ssn.core.bundle import Bundle
+from ssn.core.likeness import compare, grey_blocks
 from ssn.core.scoring import anomaly_map, p_value, volume_score
 from ssn.core.slice_metrics import slice_scores
 from ssn.core.volume import Volume, read_volume
@@ -45,6 +46,7 @@ def infer_volume(
     start = time.perf_counter()
     spec, calibration = bundle.spec, bundle.calibration
     stack = spec.cut(volume)
+    likeness = None if calibration.grey is None else compare(grey_blocks(stack), calibration.grey)
     times.add("prepare", time.perf_counter() - start)
     places, values = run_batches(backend, stack, spec.occupancy, batch, times, progress)
     start = time.perf_counter()
@@ -64,4 +66,5 @@ def infer_volume(
         abnormal=score > calibration.volume_threshold,
         slice_scores=np.where(np.isfinite(slices), slices, np.nan).astype(np.float32),
         times=times,
+        likeness=likeness,
     )

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ssn import __version__
 from ssn.core.bundle import INTENDED_USE, Bundle
+from ssn.core.likeness import Likeness
 from ssn.core.volume import Volume
 from ssn.runtime.backend import Backend, StageTimes
 
@@ -37,6 +38,7 @@ class Result:
         The score is above that of 95 % of the healthy volumes.
     slice_scores : (Z,) float32, the map's maximum in each axial slice; NaN in a slice without brain
     times : seconds a stage
+    likeness : to healthy volumes; None where the bundle does not know what they look like
     """
 
     volume: Volume
@@ -49,6 +51,7 @@ class Result:
     abnormal: bool
     slice_scores: NDArray[np.float32]
     times: StageTimes
+    likeness: Likeness | None = None
 
     @property
     def above_ml(self) -> float:
@@ -59,6 +62,7 @@ class Result:
 def as_record(result: Result, bundle: Bundle, backend: Backend) -> dict[str, Any]:
     """Everything but the arrays, for JSON. The input's folder is left out: folders can name patients."""
     volume = result.volume
+    likeness = result.likeness
     peak = np.unravel_index(int(result.score_map.argmax()), result.score_map.shape)
     return {
         "input": {
@@ -69,7 +73,9 @@ def as_record(result: Result, bundle: Bundle, backend: Backend) -> dict[str, Any
                 *volume.doubts,
                 *_contrast_doubts(volume.path.name, bundle.spec.modality),
                 *voxel_doubts(max(volume.zooms), bundle.calibration.voxel_mm),
+                *(likeness.doubts(bundle.spec.modality) if likeness else ()),
             ],
+            "likeness": None if likeness is None else round(likeness.value, 4),
         },
         "volume": {
             "score": round(result.score, 4),

@@ -109,6 +109,13 @@ def test_a_calibration_survives_its_file(tiny_calibration):
     assert unpack_calibration(pack_calibration(replace(tiny_calibration, voxel_mm=2.5))).voxel_mm == 2.5
     with pytest.raises(ValueError, match="voxel size"):
         unpack_calibration(pack_calibration(replace(tiny_calibration, voxel_mm=-1.0)))
+    assert back.grey is None
+    grey = np.linspace(-3, 3, 60, dtype=np.float32).reshape(3, 4, 5)
+    grey[0, 0] = np.nan
+    again = unpack_calibration(pack_calibration(replace(tiny_calibration, grey=grey)))
+    np.testing.assert_allclose(again.grey, grey, atol=2e-3)
+    with pytest.raises(ValueError, match="grey values"):
+        unpack_calibration(pack_calibration(replace(tiny_calibration, grey=grey[0])))
 
 
 def test_bytes_that_are_no_calibration_are_refused():

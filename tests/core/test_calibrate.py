@@ -5,6 +5,7 @@ from scipy.ndimage import gaussian_filter
 
 from ssn.core.calibrate import NEIGHBOURHOOD, PRIOR_WEIGHT, HealthyVolume, calibrate, place_statistics
 from ssn.core.geometry import GridConfig, gaussian_matrix
+from ssn.core.likeness import compare, grey_blocks
 from ssn.core.scoring import anomaly_map
 from ssn.core.slices import cut_slices
 from ssn.core.volume import read_volume
@@ -63,10 +64,11 @@ def test_healthy_maps_have_mean_0_and_deviation_1_and_the_wanted_share_above_the
     assert (unseen > calibration.threshold).mean() == pytest.approx(0.01, abs=0.004)
     assert calibration.healthy_scores.size == 30
     assert calibration.voxel_mm == pytest.approx(4)
+    assert compare(grey_blocks(stack), calibration.grey).value == pytest.approx(1)
     assert (np.diff(calibration.healthy_scores) >= 0).all()
 
 
-def test_a_healthy_volume_keeps_no_intensities(tmp_path):
+def test_a_healthy_volume_keeps_no_slices(tmp_path):
     volume = read_volume(save(tmp_path / "scan.nii", *brain_array((6, 6, 6))))
     stack = cut_slices(volume, GridConfig(), 12)
     kept = HealthyVolume.of(volume, stack, np.arange(3), np.zeros(3, np.float32))

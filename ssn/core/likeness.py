@@ -1,0 +1,120 @@
+"""How much a brain's grey values lie as healthy ones do: it tells another contrast, and an orientation that is wrong.
+
+A map shows neither as what it is: both make it high in most of the brain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssn.core.slices import SliceStack
+
+BLOCK = 2  # map cells an axis: one person's folds are not another's, and average out
+LEAST = 0.2  # of a correlation: synthetic T1 of two atlases has 0.4 and more, T2 less than 0
+_CLEARLY = 0.02  # more like healthy brains than as it lies
+_FEWEST = 100  # blocks that both have: less is no brain to compare
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """How a volume compares with healthy ones.
+
+    Attributes
+    ----------
+    value : Pearson correlation over the blocks
+    turn : how it would have to be turned to be more like them; None where it is most like them as it lies
+    turned : the correlation when turned so
+    """
+
+    value: float
+    turn: str | None
+    turned: float
+
+    def doubts(self, modality: str) -> list[str]:
+        """Say what is probably wrong with the volume."""
+        if self.turn is not None and self.turned >= LEAST:
+            return [
+                f"it is more like the healthy volumes when it is turned {self.turn} (correlation {self.turned:.2f}, as "
+                f"it lies {self.value:.2f}); look at it in a viewer, and correct the orientation in its header"
+            ]
+        if self.value < LEAST:
+            return [
+                f"its grey values do not lie as those of the healthy {modality} volumes do (correlation "
+                f"{self.value:.2f}): another contrast, or a wrong orientation; do not trust the map"
+            ]
+        return []
+
+
+def block_shape(windows: int, cells: int) -> tuple[int, int, int]:
+    """Blocks of a grid of so many windows, and cells a row."""
+    depth, width = (-(-size // BLOCK) for size in (windows, cells))
+    return depth, width, width
+
+
+def grey_blocks(stack: SliceStack) -> NDArray[np.float32]:
+    """Mean normalised intensity (windows / 2, G / 2, G / 2) of blocks of map cells, NaN where there is no brain."""
+    cells = stack.occupancy.shape[1]
+    step = stack.slices.shape[-1] // cells
+    middle = slice(step // 2, None, step)  # a sample a cell: eight of them make a block
+    grey = stack.by_window[:, stack.slices_a_window // 2, middle, middle]
+    brain = stack.occupancy >= 0.5
+    depth, width, _ = (size * BLOCK for size in block_shape(stack.placement.grid.windows, cells))
+    total, count = np.zeros((2, depth, width, width), np.float32)
+    windows = slice(stack.first, stack.first + len(grey))
+    total[windows, :cells, :cells] = np.where(brain, grey, 0)
+    count[windows, :cells, :cells] = brain
+    shape = (depth // BLOCK, BLOCK, width // BLOCK, BLOCK, width // BLOCK, BLOCK)
+    total, count = (values.reshape(shape).sum((1, 3, 5)) for values in (total, count))
+    return np.where(count >= BLOCK**3 / 4, total / count.clip(1), np.float32(np.nan))
+
+
+def mean_blocks(volumes: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Mean of healthy volumes' blocks, NaN where fewer than a third of them have brain."""
+    count, total = np.zeros((2, *volumes[0].shape), np.float32)
+    for blocks in volumes:
+        count += np.isfinite(blocks)
+        total += np.nan_to_num(blocks)
+    return np.where(count >= max(len(volumes) / 3, 1), total / count.clip(1), np.float32(np.nan))
+
+
+def compare(own: NDArray[np.float32], healthy: NDArray[np.float32]) -> Likeness | None:
+    """Compare a volume's blocks with healthy ones, as it lies and turned; None where too few of them meet.
+
+    The pose has put the brain's box in the middle of the plane, so that a turned brain is in the same blocks. Left and
+    right are too alike to be told apart.
+    """
+    value = _correlation(own, healthy)
+    if value is None:
+        return None
+    turns = {
+        "back to front": own[:, ::-1],
+        "upside down": _upside_down(own),
+        "upside down and back to front": _upside_down(own)[:, ::-1],
+    }
+    found = {name: _correlation(blocks, healthy) for name, blocks in turns.items()}
+    best, turned = max(((name, -1.0 if r is None else r) for name, r in found.items()), key=lambda pair: pair[1])
+    return Likeness(value, best if turned > value + _CLEARLY else None, turned)
+
+
+def _upside_down(blocks: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Reverse the depth of the blocks that have brain: the pose puts whatever end is up at the same height."""
+    inside = np.flatnonzero(np.isfinite(blocks).any((1, 2)))
+    turned = blocks.copy()
+    if inside.size:
+        part = slice(inside[0], inside[-1] + 1)
+        turned[part] = blocks[part][::-1]
+    return turned
+
+
+def _correlation(own: NDArray[np.float32], healthy: NDArray[np.float32]) -> float | None:
+    both = np.isfinite(own) & np.isfinite(healthy)
+    if both.sum() < _FEWEST:
+        return None
+    a, b = own[both], healthy[both]
+    if a.std() == 0 or b.std() == 0:
+        return None
+    return float(np.corrcoef(a, b)[0, 1])
