@@ -65,6 +65,7 @@ def calibrate(
                 runner,
                 batch=batch or runner.max_slices or DEFAULT_BATCH,
                 refused=refused,
+                doubted=lambda line: typer.echo(f"Warning: {line}", err=True),
                 progress=lambda done: bar.update(task, completed=done),
             )
         engines = find_engines(opened)

@@ -14,6 +14,7 @@ from ssn.core.atomic import printable
 from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, Bundle, write_bundle
 from ssn.core.calibrate import HealthyVolume, calibrate
 from ssn.core.errors import DataError, SsnError, VolumeError
+from ssn.core.likeness import compare, mean_blocks
 from ssn.core.scoring import Calibration
 from ssn.core.volume import Volume, read_volume
 from ssn.runtime.backend import DEFAULT_BATCH, Backend, StageTimes, run_batches
@@ -30,6 +31,7 @@ def calibrate_on(
     *,
     batch: int = DEFAULT_BATCH,
     refused: Callable[[SsnError], None] = lambda error: None,
+    doubted: Callable[[str], None] = lambda line: None,
     progress: Callable[[float], None] = lambda done: None,
 ) -> tuple[Calibration, dict[str, Any]]:
     """Calibrate a bundle on healthy volumes; its Gaussian and the share above its threshold stay.
@@ -38,6 +40,7 @@ def calibrate_on(
     ----------
     batch : slices at once; it bounds memory and does not change the result
     refused : gets the error of each volume that is not usable
+    doubted : gets a line for each volume that looks unlike those that the bundle knows, or else unlike the others here
     progress : gets how many volumes are done, the current one's share included
 
     Returns
@@ -78,6 +81,13 @@ def calibrate_on(
             f"{len(paths) - len(healthy)} of {len(paths)} volumes are not usable, so nothing is calibrated; "
             "leave them out or mend them"
         )
+    for index, one in enumerate(healthy):
+        known = present.grey
+        if known is None:
+            known = mean_blocks([other.grey for other in healthy if other is not one])
+        likeness = compare(one.grey, known)
+        for doubt in likeness.doubts(spec.modality) if likeness else ():
+            doubted(f"{printable(paths[index])}: {doubt}")
     calibration = calibrate(
         healthy,
         windows=spec.grid.windows,

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import nibabel as nib
 import numpy as np
 import pytest
 from brains import brain_file
@@ -56,6 +57,33 @@ def test_the_new_bundle_has_the_same_graphs_and_statistics_of_its_own(calibrated
     assert new.calibration.sigma == old.calibration.sigma
     assert new.calibration.threshold_rate == old.calibration.threshold_rate
     assert not np.allclose(new.calibration.mean, old.calibration.mean, atol=0.05)
+
+
+def test_a_healthy_volume_that_lies_otherwise_than_the_others_is_named(tiny_bundle, scans, tmp_path):
+    mixed = shutil.copytree(scans, tmp_path / "mixed")
+    image = nib.load(mixed / "s3.nii.gz")
+    turned = np.asarray(image.dataobj)[:, :, ::-1].copy()
+    nib.save(nib.Nifti1Image(turned, image.affine), mixed / "s3.nii.gz")
+    result = calibrate(tiny_bundle, mixed, "-o", tmp_path / "ours")
+    assert result.exit_code == 0, result.output
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith(
+        f"Warning: {mixed / 's3.nii.gz'}: it is more like the healthy volumes when it is turned upside"
+    )
+
+
+def test_volumes_that_the_bundle_would_not_know_are_named(calibrated, scans, tmp_path):
+    reversed_contrast = tmp_path / "t2"
+    reversed_contrast.mkdir()
+    for path in scans.iterdir():
+        image = nib.load(path)
+        data = np.asarray(image.dataobj)
+        nib.save(nib.Nifti1Image(np.where(data > 0, 1000 - data, 0), image.affine), reversed_contrast / path.name)
+    result = calibrate(calibrated[1].folder, reversed_contrast, "-o", tmp_path / "ours")
+    assert result.exit_code == 0, result.output
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 5
+    assert all("do not lie as those of the healthy t1 volumes" in line for line in lines)
 
 
 def test_enough_volumes_are_not_doubted(tiny_calibration):

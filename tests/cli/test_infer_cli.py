@@ -122,6 +122,17 @@ def test_the_packaged_model_doubts_thick_slices(tmp_path):
     assert "its voxels are 5 mm long, those of the healthy volumes that it is compared with 1 mm" in result.stderr
 
 
+def test_a_brain_that_is_upside_down_in_its_header_is_doubted(tmp_path):
+    image = nib.load(DEMO_VOLUME)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[:, :, ::-1].copy(), image.affine), tmp_path / "scan.nii")
+    result = infer(tmp_path / "scan.nii", "-o", tmp_path / "out", "--no-png", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert "more like the healthy volumes when it is turned upside down (" in result.stderr
+    found = json.loads(result.stdout)["input"]
+    assert found["doubts"][0] in result.stderr
+    assert -1 < found["likeness"] < 0.4
+
+
 def test_the_highest_place_is_in_millimetres_whatever_the_header_counts_in(tmp_path, tiny_bundle):
     places = []
     for name, unit, size in (("mm", "mm", 1.0), ("m", "meter", 0.001)):
