@@ -34,17 +34,17 @@ class Likeness:
     turn: str | None
     turned: float
 
-    def doubts(self, modality: str) -> list[str]:
-        """Say what is probably wrong with the volume."""
+    def doubts(self, others: str) -> list[str]:
+        """Say what is probably wrong with the volume; `others`: what it was compared with, in words."""
         if self.turn is not None and self.turned >= LEAST:
             return [
-                f"it is more like the healthy volumes when it is turned {self.turn} (correlation {self.turned:.2f}, as "
-                f"it lies {self.value:.2f}); look at it in a viewer, and correct the orientation in its header"
+                f"it is more like {others} when it is turned {self.turn} (correlation {self.turned:.2f}, as it lies "
+                f"{self.value:.2f}); look at it in a viewer, and correct the orientation in its header"
             ]
         if self.value < LEAST:
             return [
-                f"its grey values do not lie as those of the healthy {modality} volumes do (correlation "
-                f"{self.value:.2f}): another contrast, or a wrong orientation; do not trust the map"
+                f"its grey values do not lie as those of {others} do (correlation {self.value:.2f}): another contrast, "
+                "or a wrong orientation; look at it in a viewer"
             ]
         return []
 
@@ -74,11 +74,31 @@ def grey_blocks(stack: SliceStack) -> NDArray[np.float32]:
 
 def mean_blocks(volumes: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
     """Mean of healthy volumes' blocks, NaN where fewer than a third of them have brain."""
-    count, total = np.zeros((2, *volumes[0].shape), np.float32)
+    return _mean(*_sums(volumes), len(volumes))
+
+
+def unlike_the_rest(volumes: Sequence[NDArray[np.float32]], others: str) -> list[list[str]]:
+    """Doubts about each volume of a set, compared with the mean of the rest; of fewer than three nothing is said."""
+    if len(volumes) < 3:
+        return [[] for _ in volumes]
+    total, count = _sums(volumes)
+    found = []
+    for own in volumes:
+        likeness = compare(own, _mean(total - np.nan_to_num(own), count - np.isfinite(own), len(volumes) - 1))
+        found.append(likeness.doubts(others) if likeness else [])
+    return found
+
+
+def _sums(volumes: Sequence[NDArray[np.float32]]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    total, count = np.zeros((2, *volumes[0].shape), np.float32)
     for blocks in volumes:
-        count += np.isfinite(blocks)
         total += np.nan_to_num(blocks)
-    return np.where(count >= max(len(volumes) / 3, 1), total / count.clip(1), np.float32(np.nan))
+        count += np.isfinite(blocks)
+    return total, count
+
+
+def _mean(total: NDArray[np.float32], count: NDArray[np.float32], volumes: int) -> NDArray[np.float32]:
+    return np.where(count >= max(volumes / 3, 1), total / count.clip(1), np.float32(np.nan))
 
 
 def compare(own: NDArray[np.float32], healthy: NDArray[np.float32]) -> Likeness | None:

@@ -9,12 +9,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ssn import __version__
 from ssn.core.atomic import printable
 from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, Bundle, write_bundle
 from ssn.core.calibrate import HealthyVolume, calibrate
 from ssn.core.errors import DataError, SsnError, VolumeError
-from ssn.core.likeness import compare, mean_blocks
+from ssn.core.likeness import compare, unlike_the_rest
 from ssn.core.scoring import Calibration
 from ssn.core.volume import Volume, read_volume
 from ssn.runtime.backend import DEFAULT_BATCH, Backend, StageTimes, run_batches
@@ -81,13 +84,9 @@ def calibrate_on(
             f"{len(paths) - len(healthy)} of {len(paths)} volumes are not usable, so nothing is calibrated; "
             "leave them out or mend them"
         )
-    for index, one in enumerate(healthy):
-        known = present.grey
-        if known is None:
-            known = mean_blocks([other.grey for other in healthy if other is not one])
-        likeness = compare(one.grey, known)
-        for doubt in likeness.doubts(spec.modality) if likeness else ():
-            doubted(f"{printable(paths[index])}: {doubt}")
+    for path, doubts in zip(paths, _doubts([one.grey for one in healthy], bundle), strict=True):
+        for doubt in doubts:
+            doubted(f"{printable(path)}: {doubt}")
     calibration = calibrate(
         healthy,
         windows=spec.grid.windows,
@@ -104,6 +103,15 @@ def calibrate_on(
         "volume_sha256": list(seen),
     }
     return calibration, record
+
+
+def _doubts(looks: Sequence[NDArray[np.float32]], bundle: Bundle) -> list[list[str]]:
+    """Doubts about each volume by what it looks like: against what the bundle knows, or else against the rest."""
+    known = bundle.calibration.grey
+    if known is None:
+        return unlike_the_rest(looks, "the other volumes")
+    found = [compare(own, known) for own in looks]
+    return [likeness.doubts(f"the healthy {bundle.spec.modality} volumes") if likeness else [] for likeness in found]
 
 
 def _read_ahead(paths: Sequence[Path]) -> Iterator[Volume | SsnError]:

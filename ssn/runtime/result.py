@@ -73,7 +73,7 @@ def as_record(result: Result, bundle: Bundle, backend: Backend) -> dict[str, Any
                 *volume.doubts,
                 *_contrast_doubts(volume.path.name, bundle.spec.modality),
                 *voxel_doubts(max(volume.zooms), bundle.calibration.voxel_mm),
-                *(likeness.doubts(bundle.spec.modality) if likeness else ()),
+                *(likeness.doubts(f"the healthy {bundle.spec.modality} volumes") if likeness else ()),
             ],
             "likeness": None if likeness is None else round(likeness.value, 4),
         },

@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ssn.core.errors import SsnError
-from ssn.core.pose import find_brain
+from ssn.core.geometry import GridConfig
+from ssn.core.likeness import grey_blocks, unlike_the_rest
+from ssn.core.slices import cut_slices
 from ssn.core.volume import read_volume
 from ssn.train.cases import HEALTHY_SPLITS, SPLITS, Case, Layout
 from ssn.train.check import file_problems, header_problems, lesion_in_healthy_split, subject_problems
@@ -24,6 +27,7 @@ from ssn.train.masks import read_mask
 
 # Layouts that state each file's contrast and hold several by design; elsewhere a mix is a mistake.
 _SEVERAL_CONTRASTS = ("ixi", "brats")
+_CELLS = 48  # a row, of what a volume looks like
 
 
 @dataclass(frozen=True)
@@ -112,37 +116,44 @@ def check_data(
         problems.append(mixed_contrasts(dataset))
     problems += subject_problems(dataset.cases) + file_problems(dataset.cases)
     facts = []
+    looks: dict[str | None, dict[str, NDArray[np.float32]]] = defaultdict(dict)  # by contrast and name
     for index, case in enumerate(dataset.cases):
-        found, wrong = _read_picture(case) if dataset.flat else _read_case(case)
+        found, wrong, look = _read_picture(case) if dataset.flat else _read_case(case)
         facts.append(found)
         problems += wrong
+        if look is not None:
+            looks[case.contrast][case.name] = look
         progress(index + 1, len(dataset.cases))
     duplicates, same_split = _duplicates(facts)
     notes += same_split
+    for alike in looks.values():
+        found_doubts = unlike_the_rest(list(alike.values()), "the other volumes here")
+        notes += [f"{name}: {doubt}" for name, doubts in zip(alike, found_doubts, strict=True) for doubt in doubts]
     if not dataset.flat and not any(case.split == "train" for case in dataset.cases):
         notes.append("no volume is in split 'train': this data set can measure a detector, not train one")
     return DataReport(dataset.root, dataset.layout, tuple(facts), tuple(problems + duplicates), tuple(notes))
 
 
-def _read_case(case: Case) -> tuple[CaseFacts, list[str]]:
+def _read_case(case: Case) -> tuple[CaseFacts, list[str], NDArray[np.float32] | None]:
     problems = header_problems(case)
     shape: tuple[int, ...] = ()
     zooms: tuple[float, ...] = ()
-    contents, lesion_ml = "", None
+    contents, lesion_ml, look = "", None, None
     try:
         volume = read_volume(case.image)
         shape, zooms = volume.data.shape, tuple(round(z, 4) for z in volume.zooms)
         contents = hashlib.sha256(repr(shape).encode() + volume.data.tobytes()).hexdigest()
-        brain = find_brain(volume)
+        stack = cut_slices(volume, GridConfig(), _CELLS, thick="middle")
+        look = grey_blocks(stack)
         if case.mask is not None and not problems:
             mask = read_mask(case.mask, shape)
             lesion_ml = round(float(mask.sum() * np.prod(zooms)) / 1000, 3)
-            problems += _mask_problems(case, lesion_ml, bool((mask & brain).any()))
+            problems += _mask_problems(case, lesion_ml, bool((mask & stack.brain).any()))
     except SsnError as error:
         if not problems:  # else the header has said it already
             problems.append(str(error))
     facts = CaseFacts(case.name, case.subject, case.split, case.contrast, shape, zooms, lesion_ml, contents)
-    return facts, problems
+    return facts, problems, look
 
 
 def _mask_problems(case: Case, lesion_ml: float, in_brain: bool) -> list[str]:
@@ -154,7 +165,7 @@ def _mask_problems(case: Case, lesion_ml: float, in_brain: bool) -> list[str]:
     return [] if in_brain else [f"{case.mask}: the mask lies outside the brain of {case.name}"]
 
 
-def _read_picture(case: Case) -> tuple[CaseFacts, list[str]]:
+def _read_picture(case: Case) -> tuple[CaseFacts, list[str], None]:
     from PIL import Image
 
     shape: tuple[int, ...] = ()
@@ -166,7 +177,7 @@ def _read_picture(case: Case) -> tuple[CaseFacts, list[str]]:
             contents = hashlib.sha256(repr(shape).encode() + grey.tobytes()).hexdigest()
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         problems.append(f"{case.image}: cannot be read as an image ({error})")
-    return CaseFacts(case.name, case.subject, case.split, None, shape, (), None, contents), problems
+    return CaseFacts(case.name, case.subject, case.split, None, shape, (), None, contents), problems, None
 
 
 def _duplicates(facts: Sequence[CaseFacts]) -> tuple[list[str], list[str]]:

@@ -68,7 +68,7 @@ def test_a_healthy_volume_that_lies_otherwise_than_the_others_is_named(tiny_bund
     assert result.exit_code == 0, result.output
     (line,) = result.stderr.strip().splitlines()
     assert line.startswith(
-        f"Warning: {mixed / 's3.nii.gz'}: it is more like the healthy volumes when it is turned upside"
+        f"Warning: {mixed / 's3.nii.gz'}: it is more like the other volumes when it is turned upside"
     )
 
 

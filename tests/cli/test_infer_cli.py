@@ -127,7 +127,7 @@ def test_a_brain_that_is_upside_down_in_its_header_is_doubted(tmp_path):
     nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[:, :, ::-1].copy(), image.affine), tmp_path / "scan.nii")
     result = infer(tmp_path / "scan.nii", "-o", tmp_path / "out", "--no-png", "--json")
     assert result.exit_code == 0, result.stderr
-    assert "more like the healthy volumes when it is turned upside down (" in result.stderr
+    assert "more like the healthy t1 volumes when it is turned upside down (" in result.stderr
     found = json.loads(result.stdout)["input"]
     assert found["doubts"][0] in result.stderr
     assert -1 < found["likeness"] < 0.4

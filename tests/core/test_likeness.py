@@ -7,7 +7,7 @@ from brains import brain_array, save
 
 from ssn.core.bundle import load_bundle
 from ssn.core.geometry import GridConfig
-from ssn.core.likeness import LEAST, Likeness, block_shape, compare, grey_blocks, mean_blocks
+from ssn.core.likeness import LEAST, Likeness, block_shape, compare, grey_blocks, mean_blocks, unlike_the_rest
 from ssn.core.slices import cut_slices
 from ssn.core.volume import read_volume
 from ssn.runtime.packaged import DEFAULT_BUNDLE, DEMO_VOLUME
@@ -31,7 +31,7 @@ def test_a_volume_that_is_as_healthy_ones_are_is_most_like_them_as_it_lies(healt
     found = compare(healthy, healthy)
     assert found.value == pytest.approx(1)
     assert found.turn is None
-    assert found.doubts("t1") == []
+    assert found.doubts("the healthy t1 volumes") == []
 
 
 @pytest.mark.parametrize(
@@ -45,14 +45,14 @@ def test_a_volume_that_is_as_healthy_ones_are_is_most_like_them_as_it_lies(healt
 def test_a_turned_volume_is_told_how_to_be_turned(healthy, turn, name):
     found = compare(turn(healthy), healthy)
     assert (found.turn, found.turned) == (name, pytest.approx(1))
-    (doubt,) = found.doubts("t1")
+    (doubt,) = found.doubts("the healthy t1 volumes")
     assert f"turned {name} (correlation 1.00, as it lies {found.value:.2f})" in doubt
 
 
 def test_a_reversed_contrast_is_doubted_and_no_turn_is_advised(healthy):
-    (doubt,) = compare(-healthy, healthy).doubts("t1")
+    (doubt,) = compare(-healthy, healthy).doubts("the healthy t1 volumes")
     assert "healthy t1 volumes do (correlation -1.00): another contrast" in doubt
-    (doubt,) = Likeness(-0.6, "upside down", LEAST - 0.01).doubts("t1")
+    (doubt,) = Likeness(-0.6, "upside down", LEAST - 0.01).doubts("the healthy t1 volumes")
     assert "another contrast" in doubt
 
 
@@ -68,6 +68,16 @@ def test_places_that_few_healthy_volumes_reach_are_left_out(healthy):
     assert np.isnan(mean[0, 0, 0])
     inside = np.isfinite(healthy)
     np.testing.assert_allclose(mean[inside], healthy[inside] + 1.5, rtol=1e-5)
+
+
+def test_the_one_that_lies_otherwise_than_the_rest_is_found(healthy):
+    noise = np.random.default_rng(1)
+    volumes = [healthy + noise.normal(size=healthy.shape).astype(np.float32) / 2 for _ in range(5)]
+    volumes[3] = _upside_down(volumes[3])
+    doubts = unlike_the_rest(volumes, "the others")
+    assert [len(found) for found in doubts] == [0, 0, 0, 1, 0]
+    assert "more like the others when it is turned upside down (" in doubts[3][0]
+    assert unlike_the_rest([healthy, -healthy], "the other") == [[], []], "which of two is wrong cannot be told"
 
 
 @pytest.mark.parametrize(("grid", "cells"), [(GridConfig(), 12), (GridConfig(depth=189), 3)])
@@ -107,5 +117,5 @@ def _demo(path, turn=lambda data: data):
 def test_the_packaged_model_doubts_a_turned_brain_and_another_contrast(tmp_path, turn, said):
     bundle = load_bundle(DEFAULT_BUNDLE)
     volume = read_volume(_demo(tmp_path / "scan.nii", turn))
-    doubts = compare(grey_blocks(bundle.spec.cut(volume)), bundle.calibration.grey).doubts("t1")
+    doubts = compare(grey_blocks(bundle.spec.cut(volume)), bundle.calibration.grey).doubts("the healthy t1 volumes")
     assert doubts == [] if said is None else said in doubts[0]

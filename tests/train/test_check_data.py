@@ -38,6 +38,24 @@ def test_shapes_voxel_sizes_contrasts_and_lesions_are_listed(tmp_path):
     assert report["cases"][0]["lesion_ml"] == pytest.approx(4 / 3 * np.pi * 1.6**3, rel=0.2)
 
 
+def test_a_volume_of_another_contrast_and_a_turned_one_are_noted_though_their_names_say_nothing(tmp_path):
+    folder = ixi(tmp_path, subjects=6)
+    first, second = sorted(folder.iterdir())[:2]
+    for path, change in (
+        (first, lambda data: np.where(data > 0, data.max() + 1 - data, 0)),
+        (second, lambda data: data[:, :, ::-1].copy()),
+    ):
+        image = nib.load(path)
+        nib.save(nib.Nifti1Image(change(np.asarray(image.dataobj)), image.affine), path)
+    report = json.loads(check(folder, "--json").stdout)
+    contrast, turned = report["notes"]
+    assert contrast.startswith(
+        f"{report['cases'][0]['name']}: its grey values do not lie as those of the other volumes"
+    )
+    assert turned.startswith(f"{report['cases'][1]['name']}: it is more like the other volumes here when it is turned")
+    assert report["problems"] == []
+
+
 def rename(path, name):
     path.rename(path.with_name(name))
 
