@@ -34,14 +34,14 @@ class HealthyVolume:
     zooms : mm
     places : (L,), ascending
     log_likelihood : (L,), per dimension
-    grey : what it looks like (`ssn.core.likeness.grey_blocks`)
+    grey : what it looks like (`ssn.core.likeness.grey_blocks`); None where that is not to be kept
     """
 
     stack: SliceStack
     zooms: tuple[float, float, float]
     places: NDArray[np.int64]
     log_likelihood: NDArray[np.float32]
-    grey: NDArray[np.float32]
+    grey: NDArray[np.float32] | None = None
 
     @classmethod
     def of(
@@ -133,6 +133,7 @@ def calibrate(
             moments += inside.size, inside.sum(dtype=np.float64), np.square(inside, dtype=np.float64).sum()
             scores[index] = volume_score(score_map, brain, healthy.zooms)
     gain = 1 / np.sqrt(moments[2] / moments[0] - (moments[1] / moments[0]) ** 2)
+    looks = [healthy.grey for healthy in kept if healthy.grey is not None]
     above = histogram[::-1].cumsum()[::-1] / histogram.sum()
     threshold = float(_HISTOGRAM[int((above > rate).sum())])
     return Calibration(
@@ -144,5 +145,5 @@ def calibrate(
         threshold_rate=rate,
         healthy_scores=np.sort(scores * np.float32(gain)),
         voxel_mm=float(np.median([max(healthy.zooms) for healthy in kept])),
-        grey=mean_blocks([healthy.grey for healthy in kept]),
+        grey=mean_blocks(looks) if looks else None,
     )

@@ -9,9 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ssn import __version__
 from ssn.core.atomic import printable
 from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, Bundle, write_bundle
@@ -84,7 +81,7 @@ def calibrate_on(
             f"{len(paths) - len(healthy)} of {len(paths)} volumes are not usable, so nothing is calibrated; "
             "leave them out or mend them"
         )
-    for path, doubts in zip(paths, _doubts([one.grey for one in healthy], bundle), strict=True):
+    for path, doubts in zip(paths, _doubts(healthy, bundle), strict=True):
         for doubt in doubts:
             doubted(f"{printable(path)}: {doubt}")
     calibration = calibrate(
@@ -105,8 +102,9 @@ def calibrate_on(
     return calibration, record
 
 
-def _doubts(looks: Sequence[NDArray[np.float32]], bundle: Bundle) -> list[list[str]]:
+def _doubts(healthy: Sequence[HealthyVolume], bundle: Bundle) -> list[list[str]]:
     """Doubts about each volume by what it looks like: against what the bundle knows, or else against the rest."""
+    looks = [one.grey for one in healthy if one.grey is not None]
     known = bundle.calibration.grey
     if known is None:
         return unlike_the_rest(looks, "the other volumes")

@@ -77,8 +77,12 @@ def measure_arm(arm: Arm, detector: Detector, data: AblationData, cache: Path | 
     def evidence(path: Path) -> tuple[Volume, SliceStack, NDArray[np.int64], NDArray[np.float32]]:
         return *looked.at(path, detector), *_log_likelihood(detector, path, reader, arm.options.precision)
 
+    def healthy(path: Path) -> HealthyVolume:
+        volume, stack, places, values = evidence(path)
+        return HealthyVolume(stack, volume.zooms, places, values)
+
     calibration = calibrate(
-        (HealthyVolume.of(*evidence(case.image)) for case in data.calibration),
+        (healthy(case.image) for case in data.calibration),
         windows=detector.config.grid.windows,
         cells=detector.network.cells,
         sigma=SIGMA,
