@@ -52,7 +52,7 @@ def main() -> None:
         "",
         f"**{INTENDED_USE}**",
         "",
-        "Made and measured by `scripts/train_default_bundle`; this page by `scripts/model_card.py`.",
+        "Made and measured by `scripts/train_default_bundle` (raw: `benchmarks/results/packaged`); this page by `scripts/model_card.py`.",
         "",
         "## What it is",
         "",
