@@ -133,9 +133,9 @@ def calibrate(
             moments += inside.size, inside.sum(dtype=np.float64), np.square(inside, dtype=np.float64).sum()
             scores[index] = volume_score(score_map, brain, healthy.zooms)
     gain = 1 / np.sqrt(moments[2] / moments[0] - (moments[1] / moments[0]) ** 2)
-    looks = [healthy.grey for healthy in kept if healthy.grey is not None]
     above = histogram[::-1].cumsum()[::-1] / histogram.sum()
     threshold = float(_HISTOGRAM[int((above > rate).sum())])
+    looks = [healthy.grey for healthy in kept if healthy.grey is not None]
     return Calibration(
         mean,
         deviation,
