@@ -94,6 +94,7 @@ def gpu(
     model: Annotated[SliceModels, typer.Option(help="What is measured.")] = "all",
     rounds: Annotated[int, typer.Option(help="Timed runs of a volume, of each way to compute.", min=1)] = 20,
     max_batch: Annotated[int, typer.Option(help="Slices a batch.", min=3)] = 48,
+    networks: Annotated[bool, typer.Option("--networks-3d", help="Measure the 3D networks, and no model.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the JSON file.")] = False,
 ) -> None:
     """Measure engines, streams, CUDA graphs and memory on this GPU, beside ONNX Runtime and torch.
@@ -101,7 +102,7 @@ def gpu(
     The models are made on the spot with random weights. What fails is recorded with its reason.
     """
     with user_errors():
-        from ssn.benchmarks.gpu.suite import require_gpu, run_gpu_suite
+        from ssn.benchmarks.gpu.suite import require_gpu, run_gpu_networks, run_gpu_suite
         from ssn.benchmarks.slice_models import MODELS
         from ssn.core.outputs import check_file
 
@@ -109,7 +110,10 @@ def gpu(
         check_file(output, overwrite=force)
         chosen = MODELS if model == "all" else (model,)
         with measuring() as tell:
-            run_gpu_suite(output, models=chosen, rounds=rounds, max_batch=max_batch, tell=tell)
+            if networks:
+                run_gpu_networks(output, rounds=rounds, tell=tell)
+            else:
+                run_gpu_suite(output, models=chosen, rounds=rounds, max_batch=max_batch, tell=tell)
         typer.echo(f"{output}: written")
 
 

@@ -16,6 +16,7 @@ from ssn.core.engines import find_engines, read_engine, refusal, refuse_existing
 from ssn.core.errors import BundleError, ExportError
 from ssn.core.hashed_files import file_entry
 from ssn.export.engine import BuiltEngine, Target, build_engine, choose_target, inspect_engine, load_builder
+from ssn.export.gpu_support import require_supported
 from ssn.export.parity import (
     TOLERANCES,
     Answer,
@@ -87,6 +88,8 @@ def build_engines(
         module.__name__, module.__version__, target.gpu, target.compute_capability, options.precision, windows
     )
     refuse_existing_engines(bundle, key, overwrite=overwrite)
+    if device is not None and target.name in (None, "CURRENT"):
+        require_supported(module, device, target)
 
     report("reference", 0, 1)
     with OnnxRuntimeBackend(bundle) as backend:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ssn.core.errors import BackendError
 from ssn.runtime.backend import Batch, StageTimes
 from ssn.runtime.cuda import Cuda
+from ssn.runtime.half import copy_as_half
 from ssn.runtime.memory import BatchLayout
 from ssn.runtime.schedule import DEVICE_STAGES, Schedule, Stage, Step, bucket
 
@@ -154,7 +155,11 @@ class DevicePipeline:
 
     def _fill(self, slot: Slot, batch: Batch) -> None:
         # Slices past the batch's own keep what an earlier batch left: no place of this batch looks at them.
-        np.copyto(slot.slices[: len(batch.slices)], batch.slices, casting="same_kind")
+        slices = slot.slices[: len(batch.slices)]
+        if slices.dtype == np.float16:
+            copy_as_half(slices, batch.slices)
+        else:
+            np.copyto(slices, batch.slices)
         slot.places[: len(batch.places)] = batch.places
         slot.places[len(batch.places) : self._shape(batch)[1]] = batch.places[-1]
         slot.first[0] = batch.first

@@ -146,3 +146,35 @@ def test_the_pipeline_over_torch_says_what_the_cpu_says(tiny_detector, bundle, s
             given = np.concatenate(list(pipeline.run(batches, StageTimes())))
             assert np.abs(given - expected).max() < 0.01
         assert pipeline.graphs == graphs, pipeline.graph_problem
+
+
+def test_the_fused_trunk_says_what_the_trunk_says(monkeypatch):
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("this torch has no CUDA")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    from ssn.benchmarks.gpu.fused import FusedEncoder
+    from ssn.train.encoder import PAPER, build_encoder
+
+    torch.manual_seed(0)
+    encoder = build_encoder(PAPER, "none")
+    slices = torch.rand(3, 1, 192, 192)
+    with torch.inference_mode():
+        wanted = encoder(slices)
+        for dtype, limit in ((torch.float32, 1e-4), (torch.float16, 1e-2)):
+            fused = FusedEncoder(encoder, compiled=True).to("cuda", dtype).to(memory_format=torch.channels_last)
+            given = fused(slices.to("cuda", dtype))
+            for one, other in zip(given, wanted, strict=True):
+                assert (one.float().cpu() - other).norm() < limit * other.norm()
+
+
+def test_kernels_are_named_with_their_times():
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("this torch has no CUDA")
+    from ssn.benchmarks.gpu.kernels import kernel_times
+
+    matrix = torch.rand(1024, 1024, device="cuda")
+    found = kernel_times(lambda: matrix @ matrix)
+    assert found["kernels_ms"] > 0
+    assert sum(kernel["share"] for kernel in found["kernels"]) > 0.9

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ssn.benchmarks.gpu.fused import FusedNetwork
 from ssn.export.graphs import FlowGraph
 from ssn.runtime.backend import Batch
 from ssn.runtime.device_pipeline import PLACE_PARTS, Slot
@@ -30,10 +31,19 @@ class TorchDetector(nn.Module):
     detector : stays as it is; its weights are copied
     dtype : torch.float32 or torch.float16
     compiled : pass both halves through `torch.compile`
+    fused : compute a ResNet's trunk in cuDNN's fused kernels (`ssn.benchmarks.gpu.fused`)
     device : where it computes
     """
 
-    def __init__(self, detector: Detector, dtype: torch.dtype, *, compiled: bool = False, device: str = "cuda") -> None:
+    def __init__(
+        self,
+        detector: Detector,
+        dtype: torch.dtype,
+        *,
+        compiled: bool = False,
+        fused: bool = False,
+        device: str = "cuda",
+    ) -> None:
         super().__init__()
         graph = FlowGraph(detector)
         self.cells = graph.plane.shape[0]
@@ -42,7 +52,9 @@ class TorchDetector(nn.Module):
             (plane.to(device, dtype), None if depth is None else depth.to(device, dtype))
             for plane, depth in graph.tables()
         ]
-        network = copy.deepcopy(detector.network).to(device, dtype)
+        network: nn.Module = detector.network
+        network = FusedNetwork(detector.network, compiled=compiled) if fused else copy.deepcopy(network)
+        network = network.to(device, dtype)
         self.network = network.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.graph = graph.to(device, dtype).eval()
         self.device, self.dtype = device, dtype
@@ -52,7 +64,8 @@ class TorchDetector(nn.Module):
             from torch import _dynamo
 
             _dynamo.config.cache_size_limit = 64  # shapes are few, but more than its default of 8
-            self.encode = torch.compile(self.network, dynamic=False)
+            if not fused:
+                self.encode = torch.compile(self.network, dynamic=False)
             self.score = torch.compile(self._score, dynamic=False)
         if device == "cuda":  # weights are copied on a stream that the pipeline's do not wait for
             torch.cuda.synchronize()
@@ -108,9 +121,10 @@ class TorchStages:
             target.copy_(values)
 
     def _features(self, slot: Slot, windows: int) -> Tensor:
+        # Channels last, as the encoder writes and the flow reads them.
         layout = self._layout
-        shape = (windows, layout.channels, layout.cells, layout.cells)
-        return _view(slot.device_features, shape, layout.features_dtype)
+        shape = (windows, layout.cells, layout.cells, layout.channels)
+        return _view(slot.device_features, shape, layout.features_dtype).permute(0, 3, 1, 2)
 
 
 def _view(address: int, shape: tuple[int, ...], dtype: str) -> Tensor:

@@ -20,8 +20,8 @@ import numpy as np
 
 from ssn.benchmarks.gpu.timing import WARM_UP, Report, attempt, consume, end_to_end, peak_memory, time_variants
 from ssn.benchmarks.measure import Tell, environment, interleaved
-from ssn.benchmarks.phantom import write_phantom
 from ssn.benchmarks.slice_models import MODELS, ModelName, make_bundle
+from ssn.benchmarks.volumes import STANDARD, make_scan
 from ssn.core.atomic import write_text_atomic
 from ssn.core.bundle import Bundle
 from ssn.core.engine_record import Device
@@ -39,6 +39,7 @@ from ssn.runtime.tensorrt import TensorRTBackend
 if TYPE_CHECKING:
     from ssn.train.checkpoint import Detector
 
+BATCHES = (24, 48, 96)  # slices a batch: a volume in four, two and one
 _NEEDED = {"torch": "torch", "timm": "timm", "FrEIA": "FrEIA", "onnx": "onnx", "onnxscript": "onnxscript"}
 
 
@@ -104,14 +105,36 @@ def run_gpu_suite(
     return report
 
 
+def run_gpu_networks(output: Path, *, rounds: int = 20, tell: Tell = lambda what, step, steps: None) -> Report:
+    """Measure the 3D networks that slice pipelines are compared with, and write their JSON to `output`.
+
+    Raises
+    ------
+    BackendError, OutputError
+        As `run_gpu_suite`.
+    """
+    require_gpu()
+    from ssn.benchmarks.baselines import BASELINES
+    from ssn.benchmarks.gpu.networks_3d import measure_networks
+
+    report: Report = {"environment": environment(), "rounds": rounds, "volume": list(STANDARD), "networks": {}}
+    write_text_atomic(output, json.dumps(report, indent=1) + "\n", overwrite=True)
+    for index, (name, found) in enumerate(measure_networks(BASELINES, rounds)):
+        tell(name, index + 1, len(BASELINES))
+        report["networks"][name] = found
+        write_text_atomic(output, json.dumps(report, indent=1) + "\n", overwrite=True)
+    return report
+
+
 def _measure_model(
     part: Report, model: ModelName, scratch: Path, device: Device, rounds: int, max_batch: int
 ) -> Iterator[str]:
     """Measure one model, part by part; yields what comes next."""
-    from ssn.benchmarks.gpu.torch_times import time_torch, time_torch_pipeline
+    from ssn.benchmarks.gpu.torch_times import TorchPipelines, time_torch
+    from ssn.export.parity import prepare
 
     yield "making the bundle"
-    scan = write_phantom(scratch / "phantom.nii.gz")
+    scan = make_scan(scratch).path
     detector, bundle = make_bundle(model, scratch / model, scan)
     stack = bundle.spec.cut(read_volume(scan))
     batches = list(plan_batches(stack, bundle.spec.occupancy, max_batch))
@@ -125,8 +148,10 @@ def _measure_model(
     # What needs no TensorRT comes first: a crash in native code would take the rest with it.
     yield "torch"
     part["torch"] = attempt(lambda: time_torch(detector, batches, rounds))
-    yield "the CUDA pipeline over compiled torch"
-    part["pipeline_over_torch"] = attempt(lambda: time_torch_pipeline(detector, bundle, batches, max_batch, rounds))
+    yield "the CUDA pipeline over torch"
+    pipelines = TorchPipelines(detector, bundle, stack, max_batch)
+    part["pipeline_over_torch"] = attempt(lambda: pipelines.time(prepare(bundle, scan), rounds))
+    part["pipeline_by_batch"] = attempt(lambda: pipelines.time_batches(BATCHES, rounds))
     yield "ONNX Runtime with CUDA"
     part["onnxruntime_cuda"] = attempt(lambda: _onnxruntime(bundle, batches, scan, max_batch, rounds))
     yield "building engines"
@@ -204,7 +229,7 @@ def _tensorrt(bundle: Bundle, stack: SliceStack, batches: Sequence[Batch], scan:
         with TensorRTBackend(bundle, entry, overlap=overlap, graphs=graphs) as backend:
             yield backend.pipeline
 
-    result["variants"] = time_variants(opened, batches, rounds)
+    result |= time_variants(opened, batches, rounds)
     with TensorRTBackend(bundle, entry) as backend, OnnxRuntimeBackend(bundle) as reference:
         size = backend.max_slices or DEFAULT_BATCH
         _, given = run_batches(backend, stack, bundle.spec.occupancy, size, StageTimes())
@@ -250,5 +275,5 @@ def _add_roofline(part: Report, matmul_tflops: float | Report) -> None:
         for child in node.values():
             visit(child)
 
-    for name in ("tensorrt", "onnxruntime_cuda", "torch", "pipeline_over_torch"):
+    for name in ("tensorrt", "onnxruntime_cuda", "torch", "pipeline_over_torch", "pipeline_by_batch"):
         visit(part.get(name))

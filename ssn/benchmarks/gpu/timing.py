@@ -56,12 +56,18 @@ def consume(runner: Runner, batches: Sequence[Batch], times: StageTimes) -> None
         pass
 
 
+def stages_ms(times: StageTimes, rounds: int) -> dict[str, float]:
+    """Milliseconds that each stage took a round."""
+    return {stage: round(seconds * 1000 / rounds, 3) for stage, seconds in times.seconds.items()}
+
+
 def time_variants(
     opened: Callable[[bool, bool], AbstractContextManager[DevicePipeline]], batches: Sequence[Batch], rounds: int
 ) -> Report:
     """Time a volume with and without overlapped streams and CUDA graphs, in interleaved rounds.
 
-    Each result says whether graphs were launched, and if not, though asked for, why.
+    Each variant says whether graphs were launched, and if not, though asked for, why. `profile` has the kernels of
+    the one with both.
     """
     with ExitStack() as stack:
         runners = {name: stack.enter_context(opened(*switches)) for name, switches in _VARIANTS.items()}
@@ -71,15 +77,24 @@ def time_variants(
         times = {name: StageTimes() for name in runners}
         runs = {name: partial(consume, runner, batches, times[name]) for name, runner in runners.items()}
         spreads = interleaved(runs, rounds=rounds, warm_up=0)
-    return {
+        both = partial(consume, next(iter(runners.values())), batches, StageTimes())
+        profile = attempt(lambda: _kernel_times(both))
+    variants = {
         name: {
             "volume": spread.as_json(),
-            "device_ms": {stage: round(s * 1000 / rounds, 3) for stage, s in times[name].seconds.items()},
+            "device_ms": stages_ms(times[name], rounds),
             "cuda_graphs": runners[name].graphs,
             "graph_problem": runners[name].graph_problem,
         }
         for name, spread in spreads.items()
     }
+    return {"variants": variants, "profile": profile}
+
+
+def _kernel_times(run: Callable[[], object]) -> Report:
+    from ssn.benchmarks.gpu.kernels import kernel_times
+
+    return kernel_times(run)
 
 
 def peak_memory(measure: Callable[[], T]) -> tuple[T, float]:
@@ -116,5 +131,5 @@ def end_to_end(backend: Backend, bundle: Bundle, scan: Path, batch: int, rounds:
     spread = interleaved({"volume": run}, rounds=rounds, warm_up=0)["volume"]
     return {
         "volume": spread.as_json(),
-        "stages_ms": {name: round(seconds * 1000 / rounds, 2) for name, seconds in stages.seconds.items()},
+        "stages_ms": stages_ms(stages, rounds),
     }

@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
+from typing import Any
 
+import numpy as np
 import torch
 
 from ssn.benchmarks.gpu.detector import TorchDetector, TorchStages
-from ssn.benchmarks.gpu.timing import WARM_UP, Report, attempt, time_variants
+from ssn.benchmarks.gpu.fused import is_fusible
+from ssn.benchmarks.gpu.kernels import kernel_times
+from ssn.benchmarks.gpu.timing import WARM_UP, Report, attempt, consume, stages_ms, time_variants
 from ssn.benchmarks.measure import interleaved
 from ssn.core.bundle import Bundle
-from ssn.runtime.backend import Batch
+from ssn.core.slices import SliceStack
+from ssn.export.parity import Answer, Drift, Sample, answers, measure, method_of
+from ssn.runtime.backend import Batch, StageTimes, plan_batches
 from ssn.runtime.cuda import Cuda
 from ssn.runtime.device_pipeline import DevicePipeline
 from ssn.runtime.memory import BatchLayout
+from ssn.runtime.onnxruntime import OnnxRuntimeBackend
 from ssn.runtime.schedule import DEFAULT_SLOTS, Schedule
 from ssn.train.checkpoint import Detector
 
 
 def time_torch(detector: Detector, batches: Sequence[Batch], rounds: int) -> Report:
     """Time the ways in which others would deploy the detector, in interleaved rounds."""
-    ways = {
-        "eager fp32 (convolutions in TF32), channels last": (torch.float32, False),
-        "eager fp16, channels last": (torch.float16, False),
-        "compiled fp16, channels last": (torch.float16, True),
+    torch.backends.cudnn.benchmark = True
+    ways: dict[str, dict[str, Any]] = {
+        "eager fp32 (convolutions in TF32), channels last": {"dtype": torch.float32},
+        "eager fp16, channels last": {"dtype": torch.float16},
+        "compiled fp16, channels last": {"dtype": torch.float16, "compiled": True},
     }
     result: Report = {}
     runs = {}
-    for name, (dtype, compiled) in ways.items():
-        made = attempt(partial(_warm, detector, dtype, compiled, batches))
+    for name, options in ways.items():
+        made = attempt(partial(_warm, detector, batches, options))
         if isinstance(made, dict):
             result[name] = made
         else:
@@ -40,24 +49,75 @@ def time_torch(detector: Detector, batches: Sequence[Batch], rounds: int) -> Rep
     return result
 
 
-def _warm(detector: Detector, dtype: torch.dtype, compiled: bool, batches: Sequence[Batch]) -> TorchDetector:
-    made = TorchDetector(detector, dtype, compiled=compiled)
+def _warm(detector: Detector, batches: Sequence[Batch], options: Mapping[str, Any]) -> TorchDetector:
+    made = TorchDetector(detector, **options)
     made.run(batches)
     return made
 
 
-def time_torch_pipeline(
-    detector: Detector, bundle: Bundle, batches: Sequence[Batch], max_batch: int, rounds: int
-) -> Report:
-    """Time the pipeline that TensorRT engines run in, with compiled torch in their place."""
-    layout = BatchLayout.of(bundle.spec, "float16", "float16")
-    compiled = TorchDetector(detector, torch.float16, compiled=True)
+class TorchPipelines:
+    """The pipeline that TensorRT engines run in, with torch in their place, in half precision.
+
+    Parameters
+    ----------
+    max_batch : slices a batch
+    """
+
+    def __init__(self, detector: Detector, bundle: Bundle, stack: SliceStack, max_batch: int) -> None:
+        torch.backends.cudnn.benchmark = True
+        self._detector, self._bundle, self._stack, self._max_batch = detector, bundle, stack, max_batch
+        self._layout = BatchLayout.of(bundle.spec, "float16", "float16")
+        # "compiled": by `torch.compile`; "fused": a ResNet's trunk in cuDNN's fused kernels, the rest compiled.
+        self.kinds = ("compiled", *(["fused"] if is_fusible(detector.network) else []))
+        self._made: dict[str, TorchDetector] = {}
 
     @contextmanager
-    def opened(overlap: bool, graphs: bool) -> Iterator[DevicePipeline]:
+    def _opened(self, kind: str, max_batch: int, overlap: bool, graphs: bool) -> Iterator[DevicePipeline]:
+        if kind not in self._made:
+            self._made[kind] = TorchDetector(self._detector, torch.float16, compiled=True, fused=kind == "fused")
         with Cuda() as cuda:
             schedule = Schedule(DEFAULT_SLOTS if overlap else 1, overlap)
-            stages = TorchStages(compiled, layout)
-            yield DevicePipeline(cuda, layout, max_batch // layout.window, stages, schedule, graphs=graphs)
+            stages = TorchStages(self._made[kind], self._layout)
+            windows = max_batch // self._bundle.spec.grid.window
+            yield DevicePipeline(cuda, self._layout, windows, stages, schedule, graphs=graphs)
 
-    return {"variants": time_variants(opened, batches, rounds)}
+    def _batches(self, max_batch: int) -> list[Batch]:
+        return list(plan_batches(self._stack, self._bundle.spec.occupancy, max_batch))
+
+    def time(self, sample: Sample, rounds: int) -> Report:
+        """Time each kind with and without streams and graphs, and hold its answers against the CPU's in FP32."""
+        with OnnxRuntimeBackend(self._bundle) as backend:
+            reference = answers(self._bundle, [sample], method_of(self._bundle, backend))
+        result: Report = {}
+        for kind in self.kinds:
+            opened = partial(self._opened, kind, self._max_batch)
+            batches = self._batches(self._max_batch)
+            result[kind] = attempt(lambda opened=opened, batches=batches: time_variants(opened, batches, rounds))  # type: ignore[misc]
+            result[kind]["drift"] = attempt(lambda kind=kind: asdict(self._drift(kind, sample, reference)))  # type: ignore[misc]
+        return result
+
+    def _drift(self, kind: str, sample: Sample, reference: Sequence[Answer]) -> Drift:
+        with self._opened(kind, self._max_batch, True, True) as pipeline:
+            values = np.concatenate(list(pipeline.run(self._batches(self._max_batch), StageTimes())))
+        places = np.concatenate([batch.places for batch in self._batches(self._max_batch)])
+        return measure(
+            self._bundle, [sample], reference, answers(self._bundle, [sample], lambda stack: (places, values))
+        )
+
+    def time_batches(self, sizes: Sequence[int], rounds: int) -> Report:
+        """Time the best kind, with streams and graphs, by how many slices a batch has."""
+        return {str(size): attempt(partial(self._time_batches, size, rounds)) for size in sizes}
+
+    def _time_batches(self, size: int, rounds: int) -> Report:
+        batches = self._batches(size)
+        with self._opened(self.kinds[-1], size, True, True) as pipeline:
+            for _ in range(WARM_UP):
+                consume(pipeline, batches, StageTimes())
+            times = StageTimes()
+            spread = interleaved({"volume": partial(consume, pipeline, batches, times)}, rounds=rounds, warm_up=0)
+            return {
+                "kind": self.kinds[-1],
+                "volume": spread["volume"].as_json(),
+                "device_ms": stages_ms(times, rounds),
+                "profile": kernel_times(partial(consume, pipeline, batches, StageTimes())),
+            }
