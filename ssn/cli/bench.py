@@ -117,6 +117,32 @@ def gpu(
         typer.echo(f"{output}: written")
 
 
+@app.command()
+def gpu_page(
+    results: Annotated[Path, typer.Argument(help="Folder of gpu-*.json, as scripts/gpu_suite writes them.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Markdown file.")] = Path("performance-gpu.md"),
+    ratio: bench_speed.AskedRatio = 3.3,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
+) -> None:
+    """Write docs/performance-gpu.md: the claim on a GPU, every way to compute, where the time goes, and a chart.
+
+    The chart lies beside it, as PNG of the same name.
+    """
+    with user_errors():
+        from ssn.benchmarks.pages.charts import bars_png
+        from ssn.benchmarks.pages.gpu import chart_rows, read_gpu_results
+        from ssn.benchmarks.pages.gpu import gpu_page as page
+        from ssn.core.atomic import atomic_path, write_text_atomic
+        from ssn.core.outputs import check_file
+
+        found, chart = read_gpu_results(results), output.with_suffix(".png")
+        check_file(chart, overwrite=force)
+        write_text_atomic(output, page(found, name=output.name, ratio=ratio), overwrite=force)
+        with atomic_path(chart, overwrite=force) as temporary:
+            temporary.write_bytes(bars_png(chart_rows(found), "ms", "ms a volume, on the device"))
+        typer.echo(f"{output}: written")
+
+
 for command in (
     bench_speed.latency,
     bench_speed.memory,

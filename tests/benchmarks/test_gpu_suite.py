@@ -72,6 +72,56 @@ def test_the_torch_reference_computes_what_the_bundle_computes(tiny_detector, ti
             np.testing.assert_allclose(other, one, atol=1e-4)
 
 
+def test_the_fused_trunk_computes_what_the_trunk_computes(tiny_detector):
+    import torch
+
+    from ssn.benchmarks.gpu.fused import FusedNetwork, is_fusible
+    from ssn.train.network import FeatureNetwork, ModelConfig
+
+    torch.manual_seed(0)
+    network = FeatureNetwork(ModelConfig(), weights="none").eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+            module.bias.normal_(0, 0.1)
+    slices = torch.rand(3, 1, 96, 96)
+    with torch.inference_mode():
+        wanted, fused = network(slices), FusedNetwork(network)
+        given = fused(slices)
+        again = fused(1 - slices)
+        torch.testing.assert_close(again, network(1 - slices), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(given, wanted, rtol=1e-4, atol=1e-4)
+    assert is_fusible(network)
+    assert not is_fusible(tiny_detector.network)
+
+
+def test_a_3d_network_is_timed_in_both_layouts_and_counted_as_often_as_a_volume_needs_it():
+    import torch
+
+    from ssn.benchmarks.baselines import Baseline
+    from ssn.benchmarks.gpu.networks_3d import measure_networks
+
+    class InFloat(torch.nn.Conv3d):  # refuses half precision, as some published code does
+        def forward(self, volume):
+            return super().forward(volume) @ torch.eye(volume.shape[-1])
+
+    baselines = [
+        Baseline("plain", "task peer", lambda shape: torch.nn.Conv3d(1, 2, 1), 8, passes=3),
+        Baseline("in float", "ceiling", lambda shape: InFloat(1, 1, 1), 8),
+        Baseline("broken", "ceiling", lambda shape: torch.nn.Conv3d(2, 2, 1), 8),
+    ]
+    found = dict(measure_networks(baselines, 4, (10, 8, 8), device="cpu"))
+    plain = found["plain"]
+    assert plain["shape"] == [16, 8, 8]
+    assert plain["tflop_a_run"] == round(2 * 16 * 8 * 8 * 2 / 1e12, 4)
+    assert plain["volume_ms"] == pytest.approx(3 * plain["best_ms"], abs=2e-3)
+    assert {way["precision"] for way in plain["ways"].values()} == {"fp16"}
+    assert {way["launched"]["rounds"] for way in plain["ways"].values()} == {4}
+    assert {way["precision"] for way in found["in float"]["ways"].values()} == {"autocast to fp16"}
+    assert "problem" in found["broken"]
+
+
 def test_flops_are_those_of_the_matrices(tiny_detector):
     from ssn.benchmarks.gpu.detector import count_flops
 

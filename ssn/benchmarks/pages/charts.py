@@ -42,26 +42,40 @@ def bars(rows: Sequence[Mapping[str, Any]], value: str, unit: str) -> str:
     ----------
     rows : of one engine, each with "method", "group", and under `value` a number
     """
+    with plt.rc_context(_STYLE):
+        return _svg(_bars(rows, value, unit))
+
+
+def bars_png(rows: Sequence[Mapping[str, Any]], value: str, unit: str) -> bytes:
+    """Draw what `bars` draws, as PNG."""
+    stream = io.BytesIO()
+    with plt.rc_context(_STYLE):
+        figure = _bars(rows, value, unit)
+        figure.savefig(stream, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None})
+    plt.close(figure)
+    return stream.getvalue()
+
+
+def _bars(rows: Sequence[Mapping[str, Any]], value: str, unit: str) -> Figure:
     order = list(COLOURS)
     shown = sorted(rows, key=lambda row: (order.index(row["group"]), row[value]))
-    with plt.rc_context(_STYLE):
-        figure, axis = plt.subplots(figsize=(7.2, 0.5 + 0.27 * len(shown)))
-        places = range(len(shown))
-        axis.barh(places, [row[value] for row in shown], color=[COLOURS[row["group"]] for row in shown], height=0.7)
-        axis.set_yticks(places, [row["method"] for row in shown])
-        axis.invert_yaxis()
-        axis.set_xscale("log")
-        axis.xaxis.set_major_formatter("{x:g}")
-        for place, row in zip(places, shown, strict=True):
-            axis.annotate(
-                _short(row[value]), (row[value], place), (3, 0), textcoords="offset points", va="center", fontsize=8
-            )
-        largest = max(row[value] for row in shown)
-        axis.set_xlim(min(row[value] for row in shown) / 3, largest * 3)
-        axis.set_xlabel(unit)
-        handles = [Patch(color=colour) for colour in COLOURS.values()]
-        axis.legend(handles, COLOURS, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
-        return _svg(figure)
+    figure, axis = plt.subplots(figsize=(7.2, 0.5 + 0.27 * len(shown)))
+    places = range(len(shown))
+    axis.barh(places, [row[value] for row in shown], color=[COLOURS[row["group"]] for row in shown], height=0.7)
+    axis.set_yticks(places, [row["method"] for row in shown])
+    axis.invert_yaxis()
+    axis.set_xscale("log")
+    axis.xaxis.set_major_formatter("{x:g}")
+    for place, row in zip(places, shown, strict=True):
+        axis.annotate(
+            _short(row[value]), (row[value], place), (3, 0), textcoords="offset points", va="center", fontsize=8
+        )
+    largest = max(row[value] for row in shown)
+    axis.set_xlim(min(row[value] for row in shown) / 3, largest * 3)
+    axis.set_xlabel(unit)
+    handles = [Patch(color=colour) for colour in COLOURS.values()]
+    axis.legend(handles, COLOURS, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
+    return figure
 
 
 def stages(rows: Sequence[Mapping[str, Any]]) -> str:

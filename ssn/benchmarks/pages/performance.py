@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ssn.benchmarks.pages.tables import (
-    Table,
     accuracy_of,
     accuracy_table,
     claim_tables,
     cohort_table,
+    markdown,
     number,
     step_table,
 )
@@ -57,7 +57,7 @@ def _parts(
             f"{ratio:g} times in time and {memory_ratio:g} times in memory hold. {_accuracy(row, accuracy)}"
         )
         for table in claim_tables(results, model, ratio=ratio, memory_ratio=memory_ratio):
-            yield _markdown(table)
+            yield markdown(table)
     steps = step_table(results, ablation)
     if steps:
         yield f"## {steps.title}"
@@ -68,16 +68,16 @@ def _parts(
             f"{_lesioned(results)} synthetic volumes with lesions that no cohort holds; of steps that need another "
             "training, mean and spread over seeds at the ablation's scale; random weights have none."
         )
-        yield _markdown(steps)
+        yield markdown(steps)
     cohorts = cohort_table(results)
     if cohorts:
         yield f"## {cohorts.title}"
         yield "The goal: 90 % of the speed of the slowest part alone, which is decoding, computing or writing."
-        yield _markdown(cohorts)
+        yield markdown(cohorts)
     if accuracy is not None:
         table = accuracy_table(accuracy)
         yield f"## {table.title}"
-        yield _markdown(table)
+        yield markdown(table)
 
 
 def _lesioned(results: Results) -> int:
@@ -97,8 +97,3 @@ def _accuracy(row: Mapping[str, Any], accuracy: Mapping[str, Any] | None) -> str
         f"Accuracy of {row['method']} on held-out lesions: voxel AUROC {number(known['auroc'])}, AUPRC "
         f"{number(known['auprc'])}, Dice {number(known['dice'])}; 3D networks have random weights, so none."
     )
-
-
-def _markdown(table: Table) -> str:
-    lines = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in (table.header, *table.rows)]
-    return "\n".join([lines[0], "|" + "---|" * len(table.header), *lines[1:]])

@@ -188,3 +188,9 @@ def interval(ratio: Row) -> str:
 def percent(ratio: Row) -> str:
     """Write a share with its interval."""
     return f"{100 * ratio['value']:.0f} % [{100 * ratio['low']:.0f}, {100 * ratio['high']:.0f}]"
+
+
+def markdown(table: Table) -> str:
+    """Write a table's cells as Markdown."""
+    lines = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in (table.header, *table.rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(table.header), *lines[1:]])

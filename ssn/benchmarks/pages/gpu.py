@@ -1,0 +1,219 @@
+"""The page docs/performance-gpu.md, made from what `scripts/gpu_suite` wrote: no number on it comes from elsewhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssn.benchmarks.pages.tables import Table, markdown, number
+from ssn.benchmarks.results import read_json
+from ssn.core.errors import ResultsError
+
+Found = Mapping[str, Any]
+_STAGES = ("copy_in", "encoder", "flow", "copy_out")
+_SHOWN_KERNELS, _NAME = 10, 64  # rows, and characters of a name
+_GROUPS = ("task peer", "ceiling")
+
+
+@dataclass(frozen=True)
+class GpuResults:
+    """What was measured on one GPU.
+
+    Attributes
+    ----------
+    models, networks : by name; 3D networks that could not be measured are left out
+    """
+
+    environment: Found
+    models: Mapping[str, Found]
+    networks: Mapping[str, Found]
+
+
+def read_gpu_results(folder: Path) -> GpuResults:
+    """Read a folder's gpu-*.json.
+
+    Raises
+    ------
+    ResultsError
+        If there is none, or they are of several GPUs.
+    """
+    files = {path: read_json(path) for path in sorted(folder.glob("gpu-*.json"))}
+    if not files:
+        raise ResultsError(f"{folder}: holds no gpu-*.json; make them with scripts/gpu_suite")
+    for path, found in files.items():
+        if not (found.get("environment") or {}).get("gpu"):
+            raise ResultsError(f"{path}: is no result of scripts/gpu_suite; measure it again")
+    gpus = {found["environment"]["gpu"]["name"] for found in files.values()}
+    if len(gpus) > 1:
+        raise ResultsError(f"{folder}: holds results of {', '.join(sorted(gpus))}; give each GPU a folder of its own")
+    models: dict[str, Found] = {}
+    networks: dict[str, Found] = {}
+    for found in files.values():
+        rate = found.get("fp16_matmul_tflops")
+        models |= {name: {**part, "rate": rate} for name, part in found.get("models", {}).items()}
+        networks |= {name: part for name, part in found.get("networks", {}).items() if "volume_ms" in part}
+    order = sorted(networks, key=lambda name: (_GROUPS.index(networks[name]["group"]), networks[name]["volume_ms"]))
+    environment = next(iter(files.values()))["environment"]
+    return GpuResults(environment, models, {name: networks[name] for name in order})
+
+
+def best_device_ms(model: Found) -> tuple[float, str] | None:
+    """Shortest device time of encoder and flow a volume, and how it was reached."""
+    return min(
+        ((row["device_ms"]["encoder"] + row["device_ms"]["flow"], how) for how, row in _pipelines(model)), default=None
+    )
+
+
+def _pipelines(model: Found) -> Iterator[tuple[str, Found]]:
+    """Every timed way through the CUDA pipeline."""
+    for kind, part in {"TensorRT": model.get("tensorrt") or {}, **model.get("pipeline_over_torch", {})}.items():
+        for variant, row in part.get("variants", {}).items():
+            yield f"{kind}: {variant}", row
+    for size, row in model.get("pipeline_by_batch", {}).items():
+        if "device_ms" in row:
+            yield f"{row['kind']}: {size} slices a batch", row
+
+
+def chart_rows(results: GpuResults) -> list[dict[str, Any]]:
+    """Device times of a volume in ms, as `charts.bars` takes them."""
+    ours = {name: best_device_ms(model) for name, model in results.models.items()}
+    rows = [{"method": name, "group": "slice pipeline", "ms": best[0]} for name, best in ours.items() if best]
+    return rows + [
+        {"method": name, "group": found["group"], "ms": found["volume_ms"]} for name, found in results.networks.items()
+    ]
+
+
+def gpu_page(results: GpuResults, *, name: str, ratio: float) -> str:
+    """Markdown of all that was measured.
+
+    Parameters
+    ----------
+    name : of the file
+    ratio : how many times longer a 3D network must take to confirm the claim
+    """
+    return "\n\n".join(_parts(results, name, ratio)) + "\n"
+
+
+def _parts(results: GpuResults, name: str, ratio: float) -> Iterator[str]:
+    gpu, packages = results.environment["gpu"], results.environment["packages"]
+    versions = [f"{one} {packages[one]}" for one in ("torch", "onnxruntime-gpu", "cuda-bindings") if one in packages]
+    yield "# Performance on a GPU"
+    yield (
+        f"Measured on {gpu['name']}, driver {gpu['driver']}, {results.environment['cpu']} with "
+        f"{results.environment['cores']} cores, {', '.join(versions)}, with `scripts/gpu_suite`; this page is made by "
+        f"`ssn-bench gpu-page RESULTS -o docs/{name}`. [gpu.md](gpu.md) says how it is measured. All weights are "
+        "random: speed does not depend on them."
+    )
+    if results.networks and results.models:
+        yield from _against(results, name, ratio)
+    for model, found in results.models.items():
+        yield f"## {model}"
+        if "flops" in found:
+            yield _summary(found)
+        yield markdown(_ways(found))
+        yield from _profile(found)
+        if "problem" in (found.get("engines") or {}):
+            yield f"TensorRT: {found['engines']['problem'].split('; and built for')[0]}"
+
+
+def _against(results: GpuResults, name: str, ratio: float) -> Iterator[str]:
+    ours = {model: best for model, found in results.models.items() if (best := best_device_ms(found))}
+    yield "## Against 3D networks"
+    own = "; ".join(f"{model} {ms:.2f} ms ({how})" for model, (ms, how) in ours.items())
+    yield (
+        f"Device time of a volume, by CUDA events: encoder and flow of {own}; of a 3D network the fastest way that was "
+        'found. Both in half precision, with CUDA graphs, their input on the device. "Eager" is the network as '
+        "published code runs it. Slice pipelines compute what has brain in it, 3D networks see the whole box. In the "
+        f"last columns: how many times longer the 3D network takes, and whether that is {ratio:g} times."
+    )
+    yield f"![Device time of a volume]({Path(name).stem}.png)"
+    rows = []
+    for network, found in results.networks.items():
+        eager, compiled = _fastest(found, compiled=False), _fastest(found, compiled=True)
+        times = [found["volume_ms"] / ms for ms, _ in ours.values()]
+        verdicts = [f"{time:.2f}x: {'holds' if time >= ratio else 'does not hold'}" for time in times]
+        work = number(found["tflop_a_run"] * found["runs"])
+        rows.append([network, found["group"], work, number(eager), number(compiled), *verdicts])
+    yield markdown(Table("", ("network", "group", "TFLOP", "eager, ms", "compiled, ms", *ours), rows))
+
+
+def _fastest(network: Found, *, compiled: bool) -> float | None:
+    """Milliseconds of a volume, launched or as a graph."""
+    ways = [way for how, way in network["ways"].items() if ("compiled" in how) == compiled]
+    times = [
+        row["median_ms"] for way in ways for row in way.values() if isinstance(row, Mapping) and "median_ms" in row
+    ]
+    best = min(times, default=math.inf)
+    return None if best == math.inf else best * network["runs"]
+
+
+def _summary(model: Found) -> str:
+    flops, rate = model["flops"]["volume"] / 1e12, model["rate"]
+    roof = flops / rate * 1000
+    words = [
+        f"{flops:.3g} TFLOP a volume: {roof:.3g} ms at the {rate:g} TFLOP/s that one large FP16 matrix product reached."
+    ]
+    if best := best_device_ms(model):
+        words.append(f"The shortest device time is {best[0]:.2f} ms ({best[1]}), {best[0] / roof:.2f} times that.")
+    for kind, part in model.get("pipeline_over_torch", {}).items():
+        times = {name: row["volume"]["median_ms"] for name, row in part.get("variants", {}).items()}
+        if {"graphs", "streams and graphs", "neither"} <= set(times):
+            one, both, none = (times[name] for name in ("graphs", "streams and graphs", "neither"))
+            words.append(
+                f"{kind}: overlapped streams bring a volume from {one:.2f} to {both:.2f} ms ({one / both:.2f}x), "
+                f"streams and graphs together from {none:.2f} ms ({none / both:.2f}x)."
+            )
+        if "map_z" in (drift := part.get("drift", {})):
+            words.append(
+                f"Its map differs from the CPU's in FP32 by {drift['map_z']:.4f} z at most, Dice of both masks "
+                f"{drift['dice']:.4f}."
+            )
+    if "peak_memory_mb" in (plain := model.get("onnxruntime_cuda") or {}):
+        stages = ", ".join(f"{name} {ms:.0f}" for name, ms in plain["end_to_end"]["stages_ms"].items())
+        words.append(
+            f"ONNX Runtime with CUDA takes {plain['peak_memory_mb']:.0f} MB of the GPU at its height; from file to map "
+            f"{plain['end_to_end']['volume']['median_ms']:.0f} ms ({stages})."
+        )
+    return " ".join(words)
+
+
+def _ways(model: Found) -> Table:
+    """Each way to compute a volume, from an array on the host to an array on the host."""
+    ways = {f"torch, {name}": row for name, row in model.get("torch", {}).items()}
+    if model.get("onnxruntime_cuda"):
+        ways["ONNX Runtime, CUDA, FP32"] = model["onnxruntime_cuda"]
+    ways |= {f"CUDA pipeline, {name}": row for name, row in _pipelines(model)}
+    stages = [f"{stage.replace('_', ' ')}, ms" for stage in _STAGES]
+    header = ("way", "volume, ms", "quartiles", *stages, "of the matrix product's rate")
+    return Table("", header, [[name, *_cells(row)] for name, row in ways.items()])
+
+
+def _cells(row: Found) -> list[str]:
+    if "volume" not in row:
+        return [str(row.get("problem", "-")), *"------"]
+    spread, stages, share = row["volume"], row.get("device_ms", {}), row.get("share_of_matmul_rate")
+    return [
+        f"{spread['median_ms']:.2f}",
+        f"{spread['low_ms']:.2f} to {spread['high_ms']:.2f}",
+        *(f"{stages[stage]:.3f}" if stage in stages else "-" for stage in _STAGES),
+        "-" if share is None else f"{100 * share:.1f} %",
+    ]
+
+
+def _profile(model: Found) -> Iterator[str]:
+    """Where the time of the fastest way goes, of those that were profiled."""
+    best = best_device_ms(model)
+    kind, variant = best[1].split(": ") if best else ("", "")
+    by_batch = model.get("pipeline_by_batch", {}).get(variant.split(" ")[0], {})
+    profile = by_batch.get("profile") or model.get("pipeline_over_torch", {}).get(kind, {}).get("profile", {})
+    if "kernels" not in profile:
+        return
+    yield f"Where the {profile['kernels_ms']:.2f} ms of its kernels and copies go, the longest first:"
+    rows = [
+        [f"`{one['name'][:_NAME]}`", number(one["calls"]), f"{one['ms']:.3f}", f"{100 * one['share']:.0f} %"]
+        for one in profile["kernels"][:_SHOWN_KERNELS]
+    ]
+    yield markdown(Table("", ("kernel", "calls", "ms", "share"), rows))

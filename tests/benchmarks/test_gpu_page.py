@@ -1,0 +1,67 @@
+"""The page of a GPU's results: what it says is what was measured."""
+
+import json
+import shutil
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from ssn.benchmarks.pages.gpu import best_device_ms, chart_rows, read_gpu_results
+from ssn.cli.bench import app
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "gpu-nvidia-h100"
+
+
+def page(folder, output):
+    return CliRunner().invoke(app, ["gpu-page", str(folder), "-o", str(output)])
+
+
+def test_the_committed_page_is_made_from_the_committed_results(tmp_path):
+    output = tmp_path / "performance-gpu.md"
+    assert page(RESULTS, output).exit_code == 0
+    assert output.read_text() == (RESULTS.parents[2] / "docs" / output.name).read_text()
+    assert output.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+    again = page(RESULTS, output)
+    assert again.exit_code == 1
+    assert "--force" in again.stderr
+
+
+def test_the_best_way_is_the_shortest_device_time_and_ratios_are_against_it():
+    results = read_gpu_results(RESULTS)
+    wide = results.models["wide_resnet50_2"]
+    ms, how = best_device_ms(wide)
+    found = {"fused: 96 slices a batch": wide["pipeline_by_batch"]["96"]["device_ms"]}
+    assert ms == found[how]["encoder"] + found[how]["flow"]
+    times = {row["method"]: row["ms"] for row in chart_rows(results)}
+    assert times["wide_resnet50_2"] == ms
+    assert times["DynUNet nnU-Net"] == results.networks["DynUNet nnU-Net"]["best_ms"]
+
+
+def test_what_was_not_measured_is_left_out_or_said(tmp_path):
+    folder = tmp_path / "results"
+    shutil.copytree(RESULTS, folder)
+    compact = json.loads((folder / "gpu-compact.json").read_text())
+    model = compact["models"]["compact"]
+    del model["pipeline_over_torch"]
+    model["onnxruntime_cuda"] = {"problem": "no CUDAExecutionProvider"}
+    (folder / "gpu-compact.json").write_text(json.dumps(compact))
+    networks = json.loads((folder / "gpu-networks-3d.json").read_text())
+    networks["networks"]["VQVAE"] = {"problem": "out of memory"}
+    (folder / "gpu-networks-3d.json").write_text(json.dumps(networks))
+    assert page(folder, tmp_path / "page.md").exit_code == 0
+    text = (tmp_path / "page.md").read_text()
+    assert "| ONNX Runtime, CUDA, FP32 | no CUDAExecutionProvider | - |" in text
+    assert "VQVAE" not in text
+    assert "| eager, ms | compiled, ms | wide_resnet50_2 |" in text
+
+
+def test_folders_of_nothing_or_of_two_gpus_are_refused(tmp_path):
+    assert "holds no gpu-*.json" in page(tmp_path, tmp_path / "page.md").stderr
+    for name in ("one", "other"):
+        environment = {"gpu": {"name": name}, "packages": {}}
+        (tmp_path / f"gpu-{name}.json").write_text(json.dumps({"environment": environment, "models": {}}))
+    result = page(tmp_path, tmp_path / "page.md")
+    assert result.exit_code == 1
+    assert "holds results of one, other" in result.stderr
+    (tmp_path / "gpu-one.json").write_text('{"environment": {}}')
+    assert "gpu-one.json: is no result of scripts/gpu_suite" in page(tmp_path, tmp_path / "page.md").stderr
