@@ -18,7 +18,7 @@ from ssn.benchmarks.gpu.timing import WARM_UP, Report, attempt, consume, stages_
 from ssn.benchmarks.measure import interleaved
 from ssn.core.bundle import Bundle
 from ssn.core.slices import SliceStack
-from ssn.export.parity import Answer, Drift, Sample, answers, measure, method_of
+from ssn.export.parity import Answer, Sample, answers, measure, method_of
 from ssn.runtime.backend import Batch, StageTimes, plan_batches
 from ssn.runtime.cuda import Cuda
 from ssn.runtime.device_pipeline import DevicePipeline
@@ -89,20 +89,19 @@ class TorchPipelines:
         with OnnxRuntimeBackend(self._bundle) as backend:
             reference = answers(self._bundle, [sample], method_of(self._bundle, backend))
         result: Report = {}
+        batches = self._batches(self._max_batch)
         for kind in self.kinds:
             opened = partial(self._opened, kind, self._max_batch)
-            batches = self._batches(self._max_batch)
-            result[kind] = attempt(lambda opened=opened, batches=batches: time_variants(opened, batches, rounds))  # type: ignore[misc]
-            result[kind]["drift"] = attempt(lambda kind=kind: asdict(self._drift(kind, sample, reference)))  # type: ignore[misc]
+            result[kind] = attempt(partial(time_variants, opened, batches, rounds))
+            result[kind]["drift"] = attempt(partial(self._drift, kind, batches, sample, reference))
         return result
 
-    def _drift(self, kind: str, sample: Sample, reference: Sequence[Answer]) -> Drift:
+    def _drift(self, kind: str, batches: Sequence[Batch], sample: Sample, reference: Sequence[Answer]) -> Report:
         with self._opened(kind, self._max_batch, True, True) as pipeline:
-            values = np.concatenate(list(pipeline.run(self._batches(self._max_batch), StageTimes())))
-        places = np.concatenate([batch.places for batch in self._batches(self._max_batch)])
-        return measure(
-            self._bundle, [sample], reference, answers(self._bundle, [sample], lambda stack: (places, values))
-        )
+            values = np.concatenate(list(pipeline.run(batches, StageTimes())))
+        places = np.concatenate([batch.places for batch in batches])
+        given = answers(self._bundle, [sample], lambda stack: (places, values))
+        return asdict(measure(self._bundle, [sample], reference, given))
 
     def time_batches(self, sizes: Sequence[int], rounds: int) -> Report:
         """Time the best kind, with streams and graphs, by how many slices a batch has."""
