@@ -14,7 +14,7 @@ import torch
 from ssn.benchmarks.gpu.detector import TorchDetector, TorchStages
 from ssn.benchmarks.gpu.fused import is_fusible
 from ssn.benchmarks.gpu.kernels import kernel_times
-from ssn.benchmarks.gpu.timing import WARM_UP, Report, attempt, consume, stages_ms, time_variants
+from ssn.benchmarks.gpu.timing import WARM_UP, Report, attempt, consume, peak_memory, stages_ms, time_variants
 from ssn.benchmarks.measure import interleaved
 from ssn.core.bundle import Bundle
 from ssn.core.slices import SliceStack
@@ -104,7 +104,7 @@ class TorchPipelines:
         return asdict(measure(self._bundle, [sample], reference, given))
 
     def time_batches(self, sizes: Sequence[int], rounds: int) -> Report:
-        """Time the best kind, with streams and graphs, by how many slices a batch has."""
+        """Time the best kind, with streams and graphs, by how many slices a batch has; and what memory that takes."""
         return {str(size): attempt(partial(self._time_batches, size, rounds)) for size in sizes}
 
     def _time_batches(self, size: int, rounds: int) -> Report:
@@ -119,4 +119,15 @@ class TorchPipelines:
                 "volume": spread["volume"].as_json(),
                 "device_ms": stages_ms(times, rounds),
                 "profile": kernel_times(partial(consume, pipeline, batches, StageTimes())),
+                "peak_memory_mb": {count: attempt(partial(self._peak, size, batches * count)) for count in (1, 4)},
             }
+
+    def _peak(self, size: int, batches: Sequence[Batch]) -> float:
+        """GPU memory in MB at its height, with all that is taken for the first time."""
+        torch.cuda.empty_cache()
+
+        def once() -> None:
+            with self._opened(self.kinds[-1], size, True, True) as pipeline:
+                consume(pipeline, batches, StageTimes())
+
+        return peak_memory(once)[1]
