@@ -95,6 +95,9 @@ def gpu(
     rounds: Annotated[int, typer.Option(help="Timed runs of a volume, of each way to compute.", min=1)] = 20,
     max_batch: Annotated[int, typer.Option(help="Slices a batch.", min=3)] = 48,
     networks: Annotated[bool, typer.Option("--networks-3d", help="Measure the 3D networks, and no model.")] = False,
+    against: Annotated[
+        list[str] | None, typer.Option(help="Of the 3D networks only these; may be given often.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the JSON file.")] = False,
 ) -> None:
     """Measure engines, streams, CUDA graphs and memory on this GPU, beside ONNX Runtime and torch.
@@ -111,7 +114,7 @@ def gpu(
         chosen = MODELS if model == "all" else (model,)
         with measuring() as tell:
             if networks:
-                run_gpu_networks(output, rounds=rounds, tell=tell)
+                run_gpu_networks(output, against=against or (), rounds=rounds, tell=tell)
             else:
                 run_gpu_suite(output, models=chosen, rounds=rounds, max_batch=max_batch, tell=tell)
         typer.echo(f"{output}: written")

@@ -105,8 +105,18 @@ def run_gpu_suite(
     return report
 
 
-def run_gpu_networks(output: Path, *, rounds: int = 20, tell: Tell = lambda what, step, steps: None) -> Report:
+def run_gpu_networks(
+    output: Path,
+    *,
+    against: Sequence[str] = (),
+    rounds: int = 20,
+    tell: Tell = lambda what, step, steps: None,
+) -> Report:
     """Measure the 3D networks that slice pipelines are compared with, and write their JSON to `output`.
+
+    Parameters
+    ----------
+    against : names of 3D networks; all if empty
 
     Raises
     ------
@@ -114,13 +124,14 @@ def run_gpu_networks(output: Path, *, rounds: int = 20, tell: Tell = lambda what
         As `run_gpu_suite`.
     """
     require_gpu()
-    from ssn.benchmarks.baselines import BASELINES
+    from ssn.benchmarks.baselines import choose_baselines
     from ssn.benchmarks.gpu.networks_3d import measure_networks
 
+    baselines = choose_baselines(list(against))
     report: Report = {"environment": environment(), "rounds": rounds, "volume": list(STANDARD), "networks": {}}
     write_text_atomic(output, json.dumps(report, indent=1) + "\n", overwrite=True)
-    for index, (name, found) in enumerate(measure_networks(BASELINES, rounds)):
-        tell(name, index + 1, len(BASELINES))
+    for index, (name, found) in enumerate(measure_networks(baselines, rounds)):
+        tell(name, index + 1, len(baselines))
         report["networks"][name] = found
         write_text_atomic(output, json.dumps(report, indent=1) + "\n", overwrite=True)
     return report

@@ -78,7 +78,9 @@ def time_variants(
         runs = {name: partial(consume, runner, batches, times[name]) for name, runner in runners.items()}
         spreads = interleaved(runs, rounds=rounds, warm_up=0)
         both = partial(consume, next(iter(runners.values())), batches, StageTimes())
-        profile = attempt(lambda: _kernel_times(both))
+        from ssn.benchmarks.gpu.kernels import kernel_times
+
+        profile = attempt(partial(kernel_times, both))
     variants = {
         name: {
             "volume": spread.as_json(),
@@ -89,12 +91,6 @@ def time_variants(
         for name, spread in spreads.items()
     }
     return {"variants": variants, "profile": profile}
-
-
-def _kernel_times(run: Callable[[], object]) -> Report:
-    from ssn.benchmarks.gpu.kernels import kernel_times
-
-    return kernel_times(run)
 
 
 def peak_memory(measure: Callable[[], T]) -> tuple[T, float]:

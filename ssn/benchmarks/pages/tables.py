@@ -192,5 +192,6 @@ def percent(ratio: Row) -> str:
 
 def markdown(table: Table) -> str:
     """Write a table's cells as Markdown."""
-    lines = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in (table.header, *table.rows)]
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in (table.header, *table.rows)]
+    lines = [f"| {' | '.join(row)} |" for row in cells]
     return "\n".join([lines[0], "|" + "---|" * len(table.header), *lines[1:]])
