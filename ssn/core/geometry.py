@@ -16,6 +16,8 @@ from typing import Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ssn.core.brain_box import EVERYWHERE, Box
+
 Matrix = NDArray[np.float32]
 Border = Literal["symmetric", "zero"]
 _SLAB = 16  # native voxels: some MB of a map
@@ -140,6 +142,12 @@ def apply_separable(
     return volume
 
 
+def _as_slices(volume: NDArray[np.float32], x: Matrix, y: Matrix, z: Matrix) -> NDArray[np.float32]:
+    """Apply one matrix an axis to (X, Y, Z): axial slices (z, y, x), without a copy to bring the axes into order."""
+    columns = np.matmul(np.matmul(volume, z.T).swapaxes(1, 2), y.T)  # (X, z, y)
+    return (columns.reshape(len(columns), -1).T @ x.T).reshape(len(z), len(y), len(x))
+
+
 @dataclass(frozen=True)
 class GridConfig:
     """The canonical grid (METHOD.md, Input).
@@ -182,14 +190,14 @@ class Placement:
     grid: GridConfig
     axes: tuple[AxisMap, AxisMap, AxisMap]
 
-    def _inward(self, first: int, stop: int) -> tuple[Matrix, Matrix, Matrix]:
-        """Matrices of x, y and z that bring a volume to the slices of windows `first` to `stop` - 1."""
+    def _inward(self, first: int, stop: int, box: Box) -> tuple[Matrix, Matrix, Matrix]:
+        """Matrices of x, y and z that bring a box of a volume to the slices of windows `first` to `stop` - 1."""
         grid = self.grid
         x, y, z = self.axes
         return (
-            inward_matrix(x, 0, grid.plane),
-            inward_matrix(y, 0, grid.plane),
-            inward_matrix(z, first * grid.window, stop * grid.window),
+            inward_matrix(x, 0, grid.plane)[:, box[0]],
+            inward_matrix(y, 0, grid.plane)[:, box[1]],
+            inward_matrix(z, first * grid.window, stop * grid.window)[:, box[2]],
         )
 
     def to_canonical(
@@ -198,8 +206,13 @@ class Placement:
         first: int = 0,
         stop: int | None = None,
         thick: ThickSlice | None = None,
+        box: Box = EVERYWHERE,
     ) -> NDArray[np.float32]:
         """Resample (X, Y, Z) to the slices of windows `first` to `stop` - 1.
+
+        Parameters
+        ----------
+        box : what of the native grid `volume` is; outside of it there is 0
 
         Returns
         -------
@@ -207,20 +220,24 @@ class Placement:
             Axial slices; rows are y, columns are x. D = (stop - first) * window, or one a window where `thick`.
         """
         window = self.grid.window
-        x, y, z = self._inward(first, self.grid.windows if stop is None else stop)
+        x, y, z = self._inward(first, self.grid.windows if stop is None else stop, box)
         if thick is not None:
             z = row_means(z, window) if thick == "slab" else z[window // 2 :: window]
-        return np.ascontiguousarray(apply_separable(volume, (x, y, z)).transpose(2, 1, 0))
+        return _as_slices(volume, x, y, z)
 
-    def cell_means(self, volume: NDArray[np.float32], first: int, stop: int, cells: int) -> NDArray[np.float32]:
-        """Means (stop - first, cells, cells) over the map cells of (X, Y, Z) in windows `first` to `stop` - 1."""
-        x, y, z = self._inward(first, stop)
+    def cell_means(
+        self, volume: NDArray[np.float32], first: int, stop: int, cells: int, box: Box = EVERYWHERE
+    ) -> NDArray[np.float32]:
+        """Means (stop - first, cells, cells) over the map cells of (X, Y, Z) in windows `first` to `stop` - 1.
+
+        `box` as in `to_canonical`.
+        """
+        x, y, z = self._inward(first, stop, box)
         step = self.grid.plane // cells
-        matrices = (row_means(x, step), row_means(y, step), row_means(z, self.grid.window))
-        return np.ascontiguousarray(apply_separable(volume, matrices).transpose(2, 1, 0))
+        return _as_slices(volume, row_means(x, step), row_means(y, step), row_means(z, self.grid.window))
 
     def native_slabs(
-        self, maps: NDArray[np.float32], first: int, sigma: float
+        self, maps: NDArray[np.float32], first: int, sigma: float, box: Box = EVERYWHERE
     ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         """Upsample and smooth maps (n, W, G, G) that begin at window `first`, a slab of the native grid at a time.
 
@@ -230,28 +247,29 @@ class Placement:
         Parameters
         ----------
         sigma : of the Gaussian, in canonical voxels
+        box : what of the native grid is wanted
 
         Yields
         ------
-        Native indices along x, and the maps there (n, x, Y, Z).
+        Indices along y, counted in the box, and the maps there (n, X, y, Z).
         """
         grid = self.grid
         count, rows, columns = maps.shape[1:]
         x, y, z = (
-            outward_matrix(self.axes[0], 0, grid.plane, columns, sigma),
-            outward_matrix(self.axes[1], 0, grid.plane, rows, sigma),
-            outward_matrix(self.axes[2], first * grid.window, (first + count) * grid.window, count, sigma),
+            outward_matrix(self.axes[0], 0, grid.plane, columns, sigma)[box[0]],
+            outward_matrix(self.axes[1], 0, grid.plane, rows, sigma)[box[1]],
+            outward_matrix(self.axes[2], first * grid.window, (first + count) * grid.window, count, sigma)[box[2]],
         )
-        planes = np.matmul(np.matmul(y, maps.transpose(3, 0, 2, 1)), z.T)  # (G, n, Y, Z)
-        for start in range(0, len(x), _SLAB):
-            slab = slice(start, min(start + _SLAB, len(x)))
-            yield slab, (x[slab] @ planes.reshape(columns, -1)).reshape(-1, *planes.shape[1:]).swapaxes(0, 1)
+        along_z = np.matmul(maps.transpose(3, 0, 2, 1), z.T)  # (G, n, G, Z)
+        for start in range(0, len(y), _SLAB):
+            slab = slice(start, min(start + _SLAB, len(y)))
+            planes = np.matmul(y[slab], along_z)  # (G, n, y, Z): small enough for a processor's cache
+            yield slab, (x @ planes.reshape(columns, -1)).reshape(-1, *planes.shape[1:]).swapaxes(0, 1)
 
-    def windows_with(self, brain: NDArray[np.bool_]) -> tuple[int, int]:
-        """First and one-past-last window with brain (X, Y, Z) in them."""
-        inside = np.flatnonzero(brain.any((0, 1)))
+    def windows_with(self, box: Box) -> tuple[int, int]:
+        """First and one-past-last window with some of a box of the native grid in them."""
         z, window = self.axes[2], self.grid.window
-        low = (inside[0] - 0.5) * z.scale + z.offset
-        high = (inside[-1] + 0.5) * z.scale + z.offset
+        low = (box[2].start - 0.5) * z.scale + z.offset
+        high = (box[2].stop - 0.5) * z.scale + z.offset
         first = max(int(np.floor((low + 0.5) / window)), 0)
         return first, min(max(ceil((high + 0.5) / window), first + 1), self.grid.windows)

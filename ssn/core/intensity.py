@@ -7,6 +7,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ssn.core.tails import outer_percentiles
+
 Normalisation = Literal["robust", "minmax"]
 _PERCENTILES = (0.5, 99.5)
 
@@ -21,8 +23,7 @@ def intensity_range(
     """
     if mode == "minmax":
         return float(data.min()), float(data.max())
-    low, high = np.percentile(data[brain], _PERCENTILES)
-    return float(low), float(high)
+    return outer_percentiles(data[brain], *_PERCENTILES)
 
 
 def normalise(

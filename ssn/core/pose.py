@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from ssn.core.brain_box import plane_counts
 from ssn.core.errors import VolumeError
 from ssn.core.geometry import AxisMap, GridConfig, Placement
 from ssn.core.volume import Volume, background
@@ -36,24 +37,25 @@ def find_brain(volume: Volume) -> NDArray[np.bool_]:
     """
     value, share = background(volume.data)
     brain = volume.data != np.float32(value)
-    if share < 0.3 or brain.mean() > 0.85:
+    voxels = np.count_nonzero(brain)
+    if share < 0.3 or voxels > 0.85 * brain.size:
         raise VolumeError(
             f"{volume.path}: has no uniform background, so it is not skull-stripped; "
             "extract the brain first (for example with HD-BET or SynthStrip)"
         )
-    millilitres = float(brain.sum() * np.prod(volume.zooms) / 1000)
+    millilitres = float(voxels * np.prod(volume.zooms) / 1000)
     if not _BRAIN_ML[0] <= millilitres <= _BRAIN_ML[1]:
         raise VolumeError(
             f"{volume.path}: {millilitres:.0f} ml of it differ from the background; a brain has "
             f"{_BRAIN_ML[0]:.0f} to {_BRAIN_ML[1]:.0f} ml. Check that it is a whole, skull-stripped brain, "
             "and its voxel size"
         )
-    inside = volume.data[brain]
-    if inside.min() == inside.max():
+    first = volume.data.ravel()[brain.argmax()]
+    if np.count_nonzero(volume.data == first) == voxels:
         raise VolumeError(
             f"{volume.path}: has one value in the whole brain, so it is a mask, not an image; give the image"
         )
-    (left, right), (back, front) = (_extent(brain, axis, volume.zooms) for axis in (0, 1))
+    (left, right), (back, front), _ = _extents(brain, volume.zooms)
     width, length = (right - left) * volume.zooms[0], (front - back) * volume.zooms[1]
     cut = back == 0 or front == brain.shape[1]
     if width > 1.1 * length and not cut:
@@ -65,14 +67,13 @@ def find_brain(volume: Volume) -> NDArray[np.bool_]:
     return brain
 
 
-def _extent(brain: NDArray[np.bool_], axis: int, zooms: tuple[float, float, float]) -> tuple[int, int]:
-    """First and one-past-last index along an axis with enough brain in its plane."""
-    others = tuple(a for a in range(3) if a != axis)
-    area = brain.sum(others) * zooms[others[0]] * zooms[others[1]]
-    inside = np.flatnonzero(area >= _LEAST_AREA)
-    if inside.size == 0:
-        return 0, brain.shape[axis]
-    return int(inside[0]), int(inside[-1]) + 1
+def _extents(brain: NDArray[np.bool_], zooms: tuple[float, float, float]) -> list[tuple[int, int]]:
+    """First and one-past-last index along each axis with enough brain in its plane."""
+    extents = []
+    for counts, zoom in zip(plane_counts(brain), zooms, strict=True):
+        inside = np.flatnonzero(counts * (np.prod(zooms) / zoom) >= _LEAST_AREA)
+        extents.append((int(inside[0]), int(inside[-1]) + 1) if inside.size else (0, counts.size))
+    return extents
 
 
 def place(volume: Volume, brain: NDArray[np.bool_], grid: GridConfig) -> Placement:
@@ -85,7 +86,7 @@ def place(volume: Volume, brain: NDArray[np.bool_], grid: GridConfig) -> Placeme
     """
     if grid.paper:
         return _paper_placement(volume, grid)
-    boxes = [_extent(brain, axis, volume.zooms) for axis in range(3)]
+    boxes = _extents(brain, volume.zooms)
     scales: list[float | None] = []
     for axis, standard in ((0, STANDARD_WIDTH), (1, STANDARD_LENGTH)):
         low, high = boxes[axis]

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssn.core.slices import SliceStack
+from ssn.core.tails import highest
 
 SCORE_ML = 1.0  # the volume score is the mean of the map's highest millilitre
 
@@ -77,10 +78,11 @@ def smooth_map(
     index = places - stack.first * rows * columns
     cells[0, index], cells[1, index] = values, 1
     result = np.zeros(stack.brain.shape, np.float32)
+    inside, brain = result[stack.box], stack.brain[stack.box]
     maps = cells.reshape(2, windows, rows, columns)
-    for slab, (value, weight) in stack.placement.native_slabs(maps, stack.first, sigma):
+    for slab, (value, weight) in stack.placement.native_slabs(maps, stack.first, sigma, stack.box):
         # A voxel out of reach of every occupied cell has no evidence either way: 0.
-        np.divide(value, weight, out=result[slab], where=stack.brain[slab] & (weight > 0.02))
+        np.divide(value, weight, out=inside[:, slab], where=brain[:, slab] & (weight > 0.02))
     return result
 
 
@@ -91,17 +93,15 @@ def anomaly_map(
     calibration: Calibration,
 ) -> NDArray[np.float32]:
     """Calibrated anomaly map (X, Y, Z): z-score against healthy volumes, 0 outside the brain."""
-    scores = cell_scores(log_likelihood, places, calibration)
-    result = smooth_map(scores, places, stack, calibration.sigma)
-    result *= np.float32(calibration.gain)
-    return result
+    scores = cell_scores(log_likelihood, places, calibration) * np.float32(calibration.gain)
+    return smooth_map(scores, places, stack, calibration.sigma)
 
 
 def volume_score(score_map: NDArray[np.float32], brain: NDArray[np.bool_], zooms: tuple[float, float, float]) -> float:
     """Mean of the map's highest `SCORE_ML` millilitres inside the brain: one number, whatever the voxel size."""
     values = score_map[brain]
     count = min(max(round(SCORE_ML * 1000 / float(np.prod(zooms))), 1), values.size)
-    return float(np.partition(values, values.size - count)[-count:].mean())
+    return float(highest(values, count).mean())
 
 
 def p_value(score: float, healthy_scores: NDArray[np.float32]) -> float:

@@ -21,8 +21,8 @@ def slice_scores(score_map: Array, within: Array, axis: int) -> Array:
     """
     score_map, within = np.asarray(score_map), np.asarray(within).astype(bool)
     check_shapes(score_map=score_map, within=within)
-    scores = np.moveaxis(np.where(within, score_map, -np.inf), axis, 0)
-    highest: Array = scores.reshape(scores.shape[0], -1).max(axis=1)
+    others = tuple(other for other in range(score_map.ndim) if other != axis % score_map.ndim)
+    highest: Array = score_map.max(others, where=within, initial=-np.inf)
     return highest
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from ssn.core.brain_box import EVERYWHERE, Box, brain_box
 from ssn.core.geometry import GridConfig, Placement, ThickSlice
 from ssn.core.intensity import Normalisation, normalise
 from ssn.core.pose import find_brain, place
@@ -27,6 +28,7 @@ class SliceStack:
         First window in the canonical grid's depth.
     placement : where the volume lies in the canonical grid
     brain : (X, Y, Z) bool, native grid
+    box : the smallest with all of `brain`
     """
 
     slices: NDArray[np.float32]
@@ -34,6 +36,7 @@ class SliceStack:
     first: int
     placement: Placement
     brain: NDArray[np.bool_]
+    box: Box
 
     @property
     def slices_a_window(self) -> int:
@@ -93,7 +96,10 @@ def cut_slices(
     """
     brain = find_brain(volume)
     placement = place(volume, brain, grid)
-    first, stop = (0, grid.windows) if grid.paper else placement.windows_with(brain)
-    slices = placement.to_canonical(normalise(volume.data, brain, normalisation), first, stop, thick)
-    occupancy = placement.cell_means(brain.astype(np.float32), first, stop, cells)
-    return SliceStack(slices, occupancy, first, placement, brain)
+    box = brain_box(brain)
+    first, stop = (0, grid.windows) if grid.paper else placement.windows_with(box)
+    seen = box if normalisation == "robust" else EVERYWHERE  # only "robust" makes the background 0
+    values = normalise(volume.data[seen], brain[seen], normalisation)
+    slices = placement.to_canonical(values, first, stop, thick, seen)
+    occupancy = placement.cell_means(brain[box].astype(np.float32), first, stop, cells, box)
+    return SliceStack(slices, occupancy, first, placement, brain, box)

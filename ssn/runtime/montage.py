@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from ssn.core.atomic import atomic_path
+from ssn.core.brain_box import brain_box
 from ssn.core.bundle import INTENDED_USE, Bundle
+from ssn.core.tails import outer_percentiles
 from ssn.runtime.result import Result
 
 _COLUMNS = 7
@@ -34,13 +36,10 @@ def _heat(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.stack([np.interp(places, levels, _HEAT[:, c]) for c in range(3)], -1).astype(np.float32)
 
 
-def _chosen(score_map: NDArray[np.float32], brain: NDArray[np.bool_], axis: int) -> list[int]:
-    """Slices spread evenly over the brain, the nearest one replaced by that of the map's peak."""
-    others = tuple(a for a in range(3) if a != axis)
-    inside = np.flatnonzero(brain.any(others))
-    low, high = inside[0], inside[-1]
+def _chosen(side: slice, peak: int) -> list[int]:
+    """Slices spread evenly over a side of the brain's box, the nearest one replaced by that of the map's peak."""
+    low, high = side.start, side.stop - 1
     chosen = [int(low + (high - low) * share) for share in np.linspace(0.12, 0.88, _COLUMNS)]
-    peak = int(np.unravel_index(score_map.argmax(), score_map.shape)[axis])
     chosen[int(np.argmin([abs(index - peak) for index in chosen]))] = peak
     return sorted(chosen)
 
@@ -57,15 +56,10 @@ class _Painter:
 
     def __init__(self, result: Result) -> None:
         self.result = result
-        brain = result.brain
-        low, high = np.percentile(result.volume.data[brain], (1, 99.5))
-        self.window = float(low), max(float(high - low), 1e-12)
+        low, high = outer_percentiles(result.volume.data[result.brain], 1, 99.5)
+        self.window = low, max(high - low, 1e-12)
         self.top = max(2.0 * result.threshold, float(result.score_map.max()))
-        self.box = []
-        for axis in range(3):
-            inside = np.flatnonzero(brain.any(tuple(a for a in range(3) if a != axis)))
-            start = max(int(inside[0]) - _BRAIN_MARGIN, 0)
-            self.box.append(slice(start, min(int(inside[-1]) + 1 + _BRAIN_MARGIN, brain.shape[axis])))
+        self.box = brain_box(result.brain, _BRAIN_MARGIN)
         extents = [(part.stop - part.start) * zoom for part, zoom in zip(self.box, result.volume.zooms, strict=True)]
         self.scale = _TILE / max(extents)
         self.sizes = [max(1, round(extent * self.scale)) for extent in extents]
@@ -138,10 +132,11 @@ def draw_montage(result: Result, bundle: Bundle) -> Image.Image:
     )
     draw.text((_LEFT, 42), summary, _OUTLINE if result.abnormal else _FAINT, font)
 
+    box, peak = brain_box(result.brain), result.peak
     y = _TOP
     for (name, axis, right, up, ends), tall, wide in zip(_ROWS, heights, widths, strict=True):
         draw.text((14, y + tall // 2), name, _FAINT, font, anchor="lm")
-        for place, index in enumerate(_chosen(result.score_map, result.brain, axis)):
+        for place, index in enumerate(_chosen(box[axis], peak[axis])):
             x = _LEFT + place * column + (column - _GAP - wide) // 2
             sheet.paste(painter.tile(axis, index, right, up), (x, y))
             draw.text((x + wide // 2, y + tall + 2), f"{name} {index}", _FAINT, font, anchor="ma")

@@ -58,12 +58,17 @@ class Result:
         """Volume of the mask in ml."""
         return float(self.mask.sum() * np.prod(self.volume.zooms) / 1000)
 
+    @property
+    def peak(self) -> tuple[int, int, int]:
+        """Voxel where the map is highest."""
+        x, y, z = np.unravel_index(int(self.score_map.argmax()), self.score_map.shape)
+        return int(x), int(y), int(z)
+
 
 def as_record(result: Result, bundle: Bundle, backend: Backend) -> dict[str, Any]:
     """Everything but the arrays, for JSON. The input's folder is left out: folders can name patients."""
     volume = result.volume
     likeness = result.likeness
-    peak = np.unravel_index(int(result.score_map.argmax()), result.score_map.shape)
     return {
         "input": {
             "name": volume.path.name,
@@ -88,7 +93,7 @@ def as_record(result: Result, bundle: Bundle, backend: Backend) -> dict[str, Any
             "threshold_z": round(result.threshold, 4),
             "above_threshold_ml": round(result.above_ml, 3),
             "highest_z": round(float(result.score_map.max()), 4),
-            "highest_at_mm": [round(v, 1) for v in world_position(volume, peak)],
+            "highest_at_mm": [round(v, 1) for v in world_position(volume, result.peak)],
         },
         "slices": [None if np.isnan(z) else round(float(z), 4) for z in result.slice_scores],
         "times_ms": {stage: round(seconds * 1000, 1) for stage, seconds in result.times.seconds.items()},
@@ -117,7 +122,7 @@ def voxel_doubts(longest: float, healthy: float | None) -> list[str]:
     ]
 
 
-def world_position(volume: Volume, index: tuple[np.intp, ...] | tuple[int, ...]) -> list[float]:
+def world_position(volume: Volume, index: tuple[int, int, int]) -> list[float]:
     """World coordinates (x, y, z) in mm of a voxel in canonical axis order."""
     own = np.zeros(3)
     for axis in range(3):

@@ -40,7 +40,7 @@ def test_one_matrix_an_axis_equals_trilinear_upsampling_then_scipys_gaussian():
     grid = GridConfig(plane=192, depth=96)
     slabs = list(Placement(grid, axes).native_slabs(np.stack([cells, 2 * cells]), 0, 4.0))
     assert len(slabs) > 1 and np.array_equal(np.r_[tuple(slab for slab, _ in slabs)], np.arange(192))
-    first, second = np.concatenate([maps for _, maps in slabs], axis=1)
+    first, second = np.concatenate([maps for _, maps in slabs], axis=2)
     np.testing.assert_allclose(first.transpose(2, 1, 0), expected, atol=1e-4)
     np.testing.assert_allclose(second, 2 * first, atol=1e-4)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -107,7 +107,7 @@ def _with_all_slices(stack: SliceStack, volume: Volume, spec: ModelSpec) -> Slic
     slices = stack.placement.to_canonical(normalise(volume.data, stack.brain, spec.normalisation), thick=spec.thick)
     occupancy = np.zeros((grid.windows, *stack.occupancy.shape[1:]), np.float32)
     occupancy[stack.first : stack.first + len(stack.occupancy)] = stack.occupancy
-    return SliceStack(slices, occupancy, 0, stack.placement, stack.brain)
+    return replace(stack, slices=slices, occupancy=occupancy, first=0)
 
 
 def plain_smooth_map(
