@@ -11,6 +11,7 @@ that is kept in FP32 overflows all the same. Here casts stand only where FP16 an
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -160,20 +161,22 @@ def _halved(tensor: TensorProto, name: str) -> TensorProto:
         return numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), name)
 
 
-def to_half(model: ModelProto, single: Collection[str] = ()) -> ModelProto:
-    """Convert an FP32 graph to FP16, its inputs and outputs too, but for the likelihood, which stays FP32.
+def to_half(model: ModelProto, single: Collection[str] = (), edges: Literal["fp16", "fp32"] = "fp16") -> ModelProto:
+    """Convert an FP32 graph to FP16.
 
     Parameters
     ----------
     single : names of nodes that compute in FP32; all nodes: a graph that is FP16 at its edges only
+    edges : type of the inputs and outputs that are FP32; the likelihood stays FP32 always
 
     Arithmetic of places, and what depends on no input, stays in FP32 always.
     """
     graph, types = model.graph, tensor_types(model)
     stay = {*single, *_integer_arithmetic(graph, types), *_constants(graph)}
-    outputs = {value.name: FLOAT if value.name == LIKELIHOOD else HALF for value in graph.output}
+    edge = HALF if edges == "fp16" else FLOAT
+    outputs = {value.name: FLOAT if value.name == LIKELIHOOD else edge for value in graph.output}
     typist = _Typist(graph, types)
-    typist.held = {value.name: HALF for value in graph.input}
+    typist.held = {value.name: edge for value in graph.input}
     for node in graph.node:
         floats = any(types.get(name) == FLOAT for name in node.input)
         half = node.name not in stay and (floats or node.op_type == "Cast")
@@ -181,7 +184,7 @@ def to_half(model: ModelProto, single: Collection[str] = ()) -> ModelProto:
     made = _with(model, typist.nodes, typist.initializers.values())
     for value in (*made.graph.input, *made.graph.output):
         if types[value.name] == FLOAT:
-            value.type.tensor_type.elem_type = outputs.get(value.name, HALF)
+            value.type.tensor_type.elem_type = outputs.get(value.name, edge)
     return made
 
 

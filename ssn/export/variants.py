@@ -77,11 +77,18 @@ def with_graphs(bundle: Bundle, graphs: Mapping[str, bytes]) -> VariantBundle:
     return VariantBundle(bundle.folder, bundle.manifest, bundle.digest, bundle.spec, bundle.calibration, graphs)
 
 
+def in_half(bundle: Bundle) -> VariantBundle:
+    """Make a bundle compute in FP16 between slices, features and likelihoods in FP32: ONNX Runtime runs it as it is."""
+    made = convert({name: read_model(bundle.read(name)) for name in GRAPHS}, "fp16", edges="fp32")
+    return with_graphs(bundle, {name: model.SerializeToString() for name, model in made.items()})
+
+
 def convert(
     models: Mapping[str, ModelProto],
     precision: Literal["fp16", "int8"],
     kept: Collection[Node] = (),
     healthy: Sequence[NDArray[np.float32]] = (),
+    edges: Literal["fp16", "fp32"] = "fp16",
 ) -> dict[str, ModelProto]:
     """Convert both FP32 graphs to a lower precision.
 
@@ -89,16 +96,17 @@ def convert(
     ----------
     kept : nodes that stay in FP32
     healthy : slices (D, H, W) of healthy volumes, for the ranges of INT8
+    edges : type of slices and features as they come and go
     """
     single = {graph: {node.name for node in kept if node.graph == graph} for graph in GRAPHS}
     encoder, flow = models[ENCODER_FILE], models[FLOW_FILE]
     if precision == "int8":
         quantised = read_model(_quantised(encoder, healthy, single[ENCODER_FILE]))
         # FP16 at its edges only: between the pairs it is integers already.
-        encoder = to_half(quantised, {node.name for node in quantised.graph.node})
+        encoder = to_half(quantised, {node.name for node in quantised.graph.node}, edges)
     else:
-        encoder = to_half(encoder, single[ENCODER_FILE])
-    return {ENCODER_FILE: encoder, FLOW_FILE: to_half(flow, likelihood_sums(flow) | single[FLOW_FILE])}
+        encoder = to_half(encoder, single[ENCODER_FILE], edges)
+    return {ENCODER_FILE: encoder, FLOW_FILE: to_half(flow, likelihood_sums(flow) | single[FLOW_FILE], edges)}
 
 
 def _quantised(encoder: ModelProto, healthy: Sequence[NDArray[np.float32]], exclude: Collection[str]) -> bytes:

@@ -69,6 +69,10 @@ class DevicePipeline:
     cuda : holds all that is taken from the device, and gives it back
     windows : most windows a batch may have
     graphs : capture each shape's work once and launch the graph from then on
+
+    Attributes
+    ----------
+    max_slices : most slices of the grid that a batch may have
     """
 
     def __init__(
@@ -83,6 +87,7 @@ class DevicePipeline:
     ) -> None:
         self.graphs = graphs
         self.graph_problem: str | None = None
+        self.max_slices: int | None = windows * layout.window
         self._cuda, self._layout, self._windows, self._stages, self._schedule = cuda, layout, windows, stages, schedule
         self._slots = [self._allocate(number) for number in range(schedule.slots)]
         self._streams = {lane: cuda.stream() for lane in schedule.lanes}

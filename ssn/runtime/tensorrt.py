@@ -80,7 +80,7 @@ class TensorRTBackend:
         except BaseException:
             self._cuda.release()
             raise
-        self.max_slices: int | None = windows * layout.window
+        self.max_slices = self.pipeline.max_slices
         self.at_once = 1
         self._record, self._schedule = record, schedule
         self.peak_bytes = footprint.total_bytes(windows)

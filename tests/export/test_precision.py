@@ -12,9 +12,9 @@ from onnx import TensorProto, helper
 from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, load_bundle
 from ssn.core.errors import ExportError
 from ssn.export.culprits import find_culprits, stages
-from ssn.export.parity import TOLERANCES, answers, excesses, method_of, prepare
+from ssn.export.parity import TOLERANCES, answers, excesses, measure, method_of, prepare
 from ssn.export.precision import likelihood_sums, read_model, rounded, tensor_types, to_half
-from ssn.export.variants import GRAPHS, Node, make_variant
+from ssn.export.variants import GRAPHS, Node, in_half, make_variant
 from ssn.runtime.onnxruntime import OnnxRuntimeBackend
 
 
@@ -67,6 +67,21 @@ def test_a_weight_that_both_precisions_use_is_kept_in_both():
     model = graph(nodes, {"w": 1.0001}, {"x": [3]}, {"y": [3]})
     half = to_half(model, {"b"})
     assert sorted(t.data_type for t in half.graph.initializer) == [TensorProto.FLOAT, TensorProto.FLOAT16]
+
+
+def test_a_bundle_in_half_precision_runs_in_onnxruntime_as_it_is(bundle, sample):
+    half = in_half(bundle)
+    for name in GRAPHS:
+        model = onnx.load_from_string(half.read(name))
+        types = {tensor.type.tensor_type.elem_type for tensor in (*model.graph.input, *model.graph.output)}
+        assert TensorProto.FLOAT16 not in types
+        matrices = [weight for weight in model.graph.initializer if len(weight.dims) >= 2 and weight.name != "plane"]
+        assert sum(weight.data_type == TensorProto.FLOAT16 for weight in matrices) > len(matrices) / 2
+    with OnnxRuntimeBackend(half) as backend:
+        given = answers(bundle, [sample], method_of(bundle, backend))
+    drift = measure(bundle, [sample], reference(bundle, sample), given)
+    assert excesses(drift, TOLERANCES["fp16"]) == []
+    assert drift.log_likelihood > 0
 
 
 def test_places_are_not_rounded_however_large_the_grid(bundle, sample):

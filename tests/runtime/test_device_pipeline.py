@@ -3,14 +3,17 @@
 import numpy as np
 import onnxruntime as ort
 import pytest
+from brains import brain_file
 from simulated_cuda import SimulatedCuda, array_at
 
+from ssn.benchmarks.gpu.timing import end_to_end
 from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, load_bundle
 from ssn.core.errors import MemoryLimitError
 from ssn.runtime.backend import Batch, StageTimes
 from ssn.runtime.device_pipeline import DevicePipeline
 from ssn.runtime.memory import BatchLayout, Footprint, fit_windows
 from ssn.runtime.onnxruntime import OnnxRuntimeBackend
+from ssn.runtime.pipeline import infer_volume
 from ssn.runtime.schedule import Schedule
 
 WINDOWS = 4
@@ -127,6 +130,19 @@ def test_a_caller_that_stops_early_does_not_spoil_the_next_volume(make, bundle, 
     stopped.close()
     results = list(pipeline.run(batches(bundle), StageTimes()))
     np.testing.assert_allclose(np.concatenate(results), np.concatenate(expected), atol=1e-5)
+
+
+def test_a_volume_passes_from_its_file_to_its_map(make, bundle, tmp_path):
+    pipeline, _, stages = make(Schedule(2))
+    scan = brain_file(tmp_path / "scan.nii.gz", zooms=(4.0, 4.0, 6.0))
+    with OnnxRuntimeBackend(bundle) as backend:
+        wanted = infer_volume(scan, bundle, backend)
+    given = infer_volume(scan, bundle, pipeline, batch=10**6)  # more than its buffers hold: it takes what they do
+    np.testing.assert_allclose(given.score_map, wanted.score_map, atol=1e-3)
+    assert max(windows for windows, _ in stages.shapes) == WINDOWS
+    found = end_to_end(pipeline, bundle, scan, 10**6, rounds=2)
+    assert found["volume"]["rounds"] == 2
+    assert set(found["stages_ms"]) == {"read", "prepare", "copy_in", "encoder", "flow", "copy_out", "map"}
 
 
 def test_device_memory_does_not_grow_with_the_volume(make, bundle):

@@ -142,7 +142,7 @@ def _measure_model(
 ) -> Iterator[str]:
     """Measure one model, part by part; yields what comes next."""
     from ssn.benchmarks.gpu.torch_times import TorchPipelines, time_torch
-    from ssn.export.parity import prepare
+    from ssn.export.variants import in_half
 
     yield "making the bundle"
     scan = make_scan(scratch).path
@@ -161,10 +161,11 @@ def _measure_model(
     part["torch"] = attempt(lambda: time_torch(detector, batches, rounds))
     yield "the CUDA pipeline over torch"
     pipelines = TorchPipelines(detector, bundle, stack, max_batch)
-    part["pipeline_over_torch"] = attempt(lambda: pipelines.time(prepare(bundle, scan), rounds))
+    part["pipeline_over_torch"] = attempt(lambda: pipelines.time(scan, rounds))
     part["pipeline_by_batch"] = attempt(lambda: pipelines.time_batches(BATCHES, rounds))
     yield "ONNX Runtime with CUDA"
     part["onnxruntime_cuda"] = attempt(lambda: _onnxruntime(bundle, batches, scan, max_batch, rounds))
+    part["onnxruntime_cuda_fp16"] = attempt(lambda: _onnxruntime(in_half(bundle), batches, scan, max_batch, rounds))
     yield "building engines"
     part["engines"] = attempt(lambda: _build(bundle, scan, device, max_batch))
     yield "comparing every backend"
@@ -286,5 +287,12 @@ def _add_roofline(part: Report, matmul_tflops: float | Report) -> None:
         for child in node.values():
             visit(child)
 
-    for name in ("tensorrt", "onnxruntime_cuda", "torch", "pipeline_over_torch", "pipeline_by_batch"):
+    for name in (
+        "tensorrt",
+        "onnxruntime_cuda",
+        "onnxruntime_cuda_fp16",
+        "torch",
+        "pipeline_over_torch",
+        "pipeline_by_batch",
+    ):
         visit(part.get(name))

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 from ssn.benchmarks.measure import interleaved
 from ssn.core.bundle import Bundle
 from ssn.core.errors import SsnError
-from ssn.runtime.backend import Backend, Batch, StageTimes
+from ssn.runtime.backend import Batch, Runs, StageTimes
 from ssn.runtime.cuda import Cuda
 from ssn.runtime.device_pipeline import DevicePipeline
 from ssn.runtime.memory import MEGABYTE
@@ -114,7 +114,7 @@ def peak_memory(measure: Callable[[], T]) -> tuple[T, float]:
     return result, round((before - lowest) / MEGABYTE, 1)
 
 
-def end_to_end(backend: Backend, bundle: Bundle, scan: Path, batch: int, rounds: int) -> Report:
+def end_to_end(backend: Runs, bundle: Bundle, scan: Path, batch: int, rounds: int) -> Report:
     """Time a volume from its file to its map."""
     for _ in range(WARM_UP):
         infer_volume(scan, bundle, backend, batch=batch)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,20 @@ import torch
 from ssn.benchmarks.gpu.detector import TorchDetector, TorchStages
 from ssn.benchmarks.gpu.fused import is_fusible
 from ssn.benchmarks.gpu.kernels import kernel_times
-from ssn.benchmarks.gpu.timing import WARM_UP, Report, attempt, consume, peak_memory, stages_ms, time_variants
+from ssn.benchmarks.gpu.timing import (
+    WARM_UP,
+    Report,
+    attempt,
+    consume,
+    end_to_end,
+    peak_memory,
+    stages_ms,
+    time_variants,
+)
 from ssn.benchmarks.measure import interleaved
 from ssn.core.bundle import Bundle
 from ssn.core.slices import SliceStack
-from ssn.export.parity import Answer, Sample, answers, measure, method_of
+from ssn.export.parity import Answer, Sample, answers, measure, method_of, prepare
 from ssn.runtime.backend import Batch, StageTimes, plan_batches
 from ssn.runtime.cuda import Cuda
 from ssn.runtime.device_pipeline import DevicePipeline
@@ -84,8 +94,14 @@ class TorchPipelines:
     def _batches(self, max_batch: int) -> list[Batch]:
         return list(plan_batches(self._stack, self._bundle.spec.occupancy, max_batch))
 
-    def time(self, sample: Sample, rounds: int) -> Report:
-        """Time each kind with and without streams and graphs, and hold its answers against the CPU's in FP32."""
+    def time(self, scan: Path, rounds: int) -> Report:
+        """Time each kind with and without streams and graphs, and from file to map; hold its answers against the CPU's.
+
+        Parameters
+        ----------
+        scan : the volume that the stack was cut from
+        """
+        sample = prepare(self._bundle, scan)
         with OnnxRuntimeBackend(self._bundle) as backend:
             reference = answers(self._bundle, [sample], method_of(self._bundle, backend))
         result: Report = {}
@@ -94,7 +110,12 @@ class TorchPipelines:
             opened = partial(self._opened, kind, self._max_batch)
             result[kind] = attempt(partial(time_variants, opened, batches, rounds))
             result[kind]["drift"] = attempt(partial(self._drift, kind, batches, sample, reference))
+            result[kind]["end_to_end"] = attempt(partial(self._end_to_end, kind, scan, rounds))
         return result
+
+    def _end_to_end(self, kind: str, scan: Path, rounds: int) -> Report:
+        with self._opened(kind, self._max_batch, True, True) as pipeline:
+            return end_to_end(pipeline, self._bundle, scan, self._max_batch, rounds)
 
     def _drift(self, kind: str, batches: Sequence[Batch], sample: Sample, reference: Sequence[Answer]) -> Report:
         with self._opened(kind, self._max_batch, True, True) as pipeline:

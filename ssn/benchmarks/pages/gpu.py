@@ -15,6 +15,10 @@ from ssn.core.errors import ResultsError
 Found = Mapping[str, Any]
 _STAGES = ("copy_in", "encoder", "flow", "copy_out")
 _SHOWN_KERNELS, _NAME = 10, 64  # rows, and characters of a name
+_ONNX_RUNTIME = {
+    "onnxruntime_cuda": "ONNX Runtime, CUDA, FP32",
+    "onnxruntime_cuda_fp16": "ONNX Runtime, CUDA, FP16",
+}
 _GROUPS = ("task peer", "ceiling")
 
 
@@ -171,20 +175,39 @@ def _summary(model: Found) -> str:
                 f"Its map differs from the CPU's in FP32 by {drift['map_z']:.4f} z at most, Dice of both masks "
                 f"{drift['dice']:.4f}."
             )
-    if "peak_memory_mb" in (plain := model.get("onnxruntime_cuda") or {}):
-        stages = ", ".join(f"{name} {ms:.0f}" for name, ms in plain["end_to_end"]["stages_ms"].items())
-        words.append(
-            f"ONNX Runtime with CUDA takes {plain['peak_memory_mb']:.0f} MB of the GPU at its height; from file to map "
-            f"{plain['end_to_end']['volume']['median_ms']:.0f} ms ({stages})."
-        )
+        if "volume" in part.get("end_to_end", {}):
+            words.append(f"From file to map it takes {_from_file(part)}.")
+    words += _memory_by_batch(model)
+    for key, name in _ONNX_RUNTIME.items():
+        if "peak_memory_mb" in (plain := model.get(key) or {}):
+            words.append(
+                f"{name} takes {plain['peak_memory_mb']:.0f} MB of the GPU at its height; from file to map "
+                f"{_from_file(plain)}."
+            )
     return " ".join(words)
+
+
+def _from_file(part: Found) -> str:
+    """Time from file to map, and of its stages."""
+    stages = ", ".join(f"{name.replace('_', ' ')} {ms:.0f}" for name, ms in part["end_to_end"]["stages_ms"].items())
+    return f"{part['end_to_end']['volume']['median_ms']:.0f} ms ({stages})"
+
+
+def _memory_by_batch(model: Found) -> Iterator[str]:
+    """Say what of the GPU's memory the pipeline takes, by slices a batch and by volumes, where that was measured."""
+    sizes = []
+    for size, row in model.get("pipeline_by_batch", {}).items():
+        peaks = [value for value in row.get("peak_memory_mb", {}).values() if isinstance(value, float)]
+        if len(peaks) > 1:
+            sizes.append(f"{peaks[0]:.0f} MB with {size} slices a batch ({peaks[-1]:.0f} MB for four volumes in a row)")
+    if sizes:
+        yield f"The CUDA pipeline takes, with its weights: {', '.join(sizes)}."
 
 
 def _ways(model: Found) -> Table:
     """Each way to compute a volume, from an array on the host to an array on the host."""
     ways = {f"torch, {name}": row for name, row in model.get("torch", {}).items()}
-    if model.get("onnxruntime_cuda"):
-        ways["ONNX Runtime, CUDA, FP32"] = model["onnxruntime_cuda"]
+    ways |= {name: model[key] for key, name in _ONNX_RUNTIME.items() if model.get(key)}
     ways |= {f"CUDA pipeline, {name}": row for name, row in _pipelines(model)}
     stages = [f"{stage.replace('_', ' ')}, ms" for stage in _STAGES]
     header = ("way", "volume, ms", "quartiles", *stages, "of the matrix product's rate")
