@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Values = NDArray[np.float32]
-_EVERY = 61  # one value of so many is in the sample; a prime, so that no axis of a volume is a multiple of it
+_EVERY = 61  # one value of so many is in the sample; a prime, so that rows of a volume are not sampled at one place
 _WIDER = 2.0  # the tail that the sample is asked for, of the one that is wanted
 
 

@@ -76,7 +76,7 @@ def plan_arms(
     Raises
     ------
     DataError
-        If the question "encoder" is asked and `tuned` is not given.
+        If the question "encoder" is asked and `tuned` is not given, or another that this base has no answer to.
     """
     base = Arm("loss", options.loss, "base", config, options, weights)
     arms = []
@@ -148,9 +148,10 @@ def _models(question: Question, config: ModelConfig) -> dict[str, ModelConfig]:
 
 def _pooled(base: Arm, pools: Sequence[SlicePool | ThickSlice]) -> dict[str, Arm]:
     """Arms that make one slice of a window in these ways, and the base, whose own may be another."""
+    if base.config.grid.window == 1:
+        raise DataError("with --pool none there are no three slices to make one of; ask this with another --pool")
     arms: dict[str, Arm] = {pool: replace(base, config=base.config.pooled(pool)) for pool in pools}
-    own = "none" if base.config.grid.window == 1 else base.config.pool
-    return {**arms, own: base}
+    return {**arms, base.config.pool: base}
 
 
 def _pushing_away(base: Arm) -> dict[str, Arm]:

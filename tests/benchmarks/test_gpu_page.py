@@ -58,13 +58,13 @@ def test_what_was_not_measured_is_left_out_or_said(tmp_path):
 def test_memory_and_the_way_from_the_file_are_on_the_page_where_they_were_measured(tmp_path):
     folder = tmp_path / "results"
     shutil.copytree(RESULTS, folder)
-    compact = json.loads((folder / "gpu-compact.json").read_text())
-    model = compact["models"]["compact"]
+    wide = json.loads((folder / "gpu-wide_resnet50_2.json").read_text())
+    model = wide["models"]["wide_resnet50_2"]
     way = {"volume": {"median_ms": 71.0}, "stages_ms": {"read": 20.0, "prepare": 31.0, "copy_in": 0.4}}
     model["pipeline_over_torch"]["compiled"]["end_to_end"] = way
     model["pipeline_by_batch"]["48"]["peak_memory_mb"] = {"1": 812.4, "4": 813.1}
     model["onnxruntime_cuda_fp16"] = {**model["onnxruntime_cuda"], "peak_memory_mb": 432.1}
-    (folder / "gpu-compact.json").write_text(json.dumps(compact))
+    (folder / "gpu-wide_resnet50_2.json").write_text(json.dumps(wide))
     assert page(folder, tmp_path / "page.md").exit_code == 0
     text = (tmp_path / "page.md").read_text()
     assert "From file to map it takes 71 ms (read 20, prepare 31, copy in 0)." in text

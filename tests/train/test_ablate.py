@@ -92,6 +92,9 @@ def test_questions_that_cannot_be_asked_are_refused():
         arms("encoder", tuned=Path("nowhere"))
     with pytest.raises(DataError, match="cannot choose its anomalies"):
         plan_arms(["anomalies"], TINY, replace(OPTIONS, loss="none"), "none")
+    for question in ("aggregation", "slices"):
+        with pytest.raises(DataError, match="ask this with another --pool"):
+            plan_arms([question], TINY.pooled("none"), OPTIONS, "none")
 
 
 def test_a_file_is_no_folder_of_an_ablation(data, tmp_path):
