@@ -6,6 +6,7 @@ import contextlib
 import io
 import time
 from collections.abc import Generator, Iterable
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -17,6 +18,7 @@ from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, Bundle
 from ssn.core.errors import BackendError, BundleError
 from ssn.runtime.backend import Batch, StageTimes, check_features, check_slices
 from ssn.runtime.machine import cores
+from ssn.runtime.side_by_side import halves, parts_at_once, run_side_by_side
 
 Provider = Literal["cpu", "cuda", "tensorrt"]
 PROVIDERS: dict[Provider, str] = {
@@ -36,7 +38,7 @@ class OnnxRuntimeBackend:
     ----------
     bundle : Bundle
     threads : int or None
-        Threads of an operator; None lets ONNX Runtime take all cores.
+        Threads in all, on a CPU; all cores if not given. An even number computes two parts of a batch side by side.
     provider : what computes. What a GPU provider lacks is computed by the next: TensorRT, CUDA, CPU.
     at_once : volumes that are computed at the same time on a CPU, by threads that share the sessions
     memory_limit : bytes that CUDA's memory pools may grow to, half of it for each session
@@ -69,8 +71,10 @@ class OnnxRuntimeBackend:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         self.at_once = at_once if provider == "cpu" else 1
-        if self.at_once > 1:
-            options.intra_op_num_threads = max(1, (threads or cores()) // self.at_once)
+        share = (threads or cores()) // self.at_once
+        self._parts = parts_at_once(share) if provider == "cpu" and self.at_once == 1 else 1
+        if provider == "cpu":
+            options.intra_op_num_threads = max(1, share // self._parts)
         elif threads is not None:
             options.intra_op_num_threads = threads
         if provider == "cpu":
@@ -115,17 +119,25 @@ class OnnxRuntimeBackend:
             "provider": self._encoder.get_providers()[0],
             "threads": self._threads or "all cores",
             "volumes_at_once": self.at_once,
+            "parts_of_a_batch_at_once": self._parts,
         }
 
     def run(self, batches: Iterable[Batch], times: StageTimes) -> Generator[NDArray[np.float32], None, None]:
         """Log-likelihood per dimension (L,) of each batch's places, in order."""
-        for batch in batches:
-            try:
-                values = self._log_likelihood(batch, times)
-            except _RUN_ERRORS as error:
-                reason = str(error).splitlines()[0]
-                raise BackendError(f"onnxruntime: did not run ({reason}); a lower --batch takes less memory") from error
-            yield values
+        if self._parts == 1:
+            for batch in batches:
+                yield self._compute(batch, times)
+            return
+        spec = self._bundle.spec
+        split = partial(halves, each=spec.slices_a_window, cells=spec.cells**2)
+        yield from run_side_by_side(self._compute, batches, split, times)
+
+    def _compute(self, batch: Batch, times: StageTimes) -> NDArray[np.float32]:
+        try:
+            return self._log_likelihood(batch, times)
+        except _RUN_ERRORS as error:
+            reason = str(error).splitlines()[0]
+            raise BackendError(f"onnxruntime: did not run ({reason}); a lower --batch takes less memory") from error
 
     def _log_likelihood(self, batch: Batch, times: StageTimes) -> NDArray[np.float32]:
         start = time.perf_counter()
