@@ -97,8 +97,9 @@ def _variants(question: Question, base: Arm, tuned: Path | None) -> dict[str, Ar
             arms = {kind: replace(base, options=_with_loss(options, kind)) for kind in get_args(LossKind)}
         case "encoder":
             together = replace(options, tune_encoder=options.tune_encoder or TUNING_ROUNDS)
+            own = {"imagenet": "imagenet", "none": "random"}.get(str(base.weights), "as given")
             arms = {
-                "imagenet": replace(base, weights="imagenet"),
+                own: base,
                 "tuned before": replace(base, weights=_existing(tuned)),
                 "tuned during": replace(base, options=together),
             }

@@ -49,6 +49,21 @@ def arms(*questions, **options):
     return {(arm.question, arm.value): arm for arm in plan_arms(questions, *BASE, **options)}
 
 
+@pytest.mark.parametrize(("weights", "name"), [("imagenet", "imagenet"), ("none", "random"), (Path("e"), "as given")])
+def test_the_question_about_the_encoder_starts_from_the_weights_of_the_base(tmp_path, weights, name):
+    tuned = tmp_path / "e.safetensors"
+    tuned.write_bytes(b"weights")
+    if isinstance(weights, Path):
+        weights = tmp_path / "other.safetensors"
+        weights.write_bytes(b"others")
+    planned = plan_arms(["encoder"], *BASE[:2], weights, tuned)
+    assert [(arm.value, arm.weights) for arm in planned] == [
+        (name, weights),
+        ("tuned before", tuned),
+        ("tuned during", weights),
+    ]
+
+
 def test_each_arm_differs_from_the_base_in_one_thing(tmp_path):
     (tmp_path / "e.safetensors").write_bytes(b"weights")
     planned = arms(*QUESTIONS, tuned=tmp_path / "e.safetensors")

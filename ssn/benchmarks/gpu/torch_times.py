@@ -32,7 +32,7 @@ from ssn.export.parity import Answer, Sample, answers, measure, method_of, prepa
 from ssn.runtime.backend import Batch, StageTimes, plan_batches
 from ssn.runtime.cuda import Cuda
 from ssn.runtime.device_pipeline import DevicePipeline
-from ssn.runtime.memory import BatchLayout
+from ssn.runtime.memory import MEGABYTE, BatchLayout
 from ssn.runtime.onnxruntime import OnnxRuntimeBackend
 from ssn.runtime.schedule import DEFAULT_SLOTS, Schedule
 from ssn.train.checkpoint import Detector
@@ -80,11 +80,14 @@ class TorchPipelines:
         # "compiled": by `torch.compile`; "fused": a ResNet's trunk in cuDNN's fused kernels, the rest compiled.
         self.kinds = ("compiled", *(["fused"] if is_fusible(detector.network) else []))
         self._made: dict[str, TorchDetector] = {}
+        self._weights: dict[str, int] = {}  # bytes on the device
 
     @contextmanager
     def _opened(self, kind: str, max_batch: int, overlap: bool, graphs: bool) -> Iterator[DevicePipeline]:
         if kind not in self._made:
+            before = torch.cuda.memory_allocated()
             self._made[kind] = TorchDetector(self._detector, torch.float16, compiled=True, fused=kind == "fused")
+            self._weights[kind] = torch.cuda.memory_allocated() - before
         with Cuda() as cuda:
             schedule = Schedule(DEFAULT_SLOTS if overlap else 1, overlap)
             stages = TorchStages(self._made[kind], self._layout)
@@ -144,11 +147,12 @@ class TorchPipelines:
             }
 
     def _peak(self, size: int, batches: Sequence[Batch]) -> float:
-        """GPU memory in MB at its height, with all that is taken for the first time."""
+        """GPU memory in MB at its height, weights included."""
         torch.cuda.empty_cache()
 
         def once() -> None:
             with self._opened(self.kinds[-1], size, True, True) as pipeline:
                 consume(pipeline, batches, StageTimes())
 
-        return peak_memory(once)[1]
+        # The weights stay on the device from one measurement to the next.
+        return round(peak_memory(once)[1] + self._weights[self.kinds[-1]] / MEGABYTE, 1)
