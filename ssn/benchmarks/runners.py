@@ -111,7 +111,7 @@ def open_graph(engine: Engine, path: Path, threads: int) -> Run3d:
 def _onnxruntime(engine: Engine, path: Path, threads: int) -> Run3d:
     import onnxruntime as ort
 
-    from ssn.runtime.onnxruntime import PROVIDERS
+    from ssn.runtime.onnx_sessions import PROVIDERS
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads

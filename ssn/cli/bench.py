@@ -9,7 +9,7 @@ import typer
 
 from ssn.cli import bench_speed
 from ssn.cli.console import measuring, reporting, user_errors
-from ssn.cli.options import ContrastOption, Data, LayoutOption, SliceModels, VersionOption
+from ssn.cli.options import ContrastOption, Data, GpuPart, LayoutOption, SliceModels, VersionOption
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -92,6 +92,7 @@ def accuracy(
 def gpu(
     output: Annotated[Path, typer.Option("--output", "-o", help="JSON file to write.")] = Path("gpu.json"),
     model: Annotated[SliceModels, typer.Option(help="What is measured.")] = "all",
+    part: Annotated[GpuPart, typer.Option(help="What computes.")] = "all",
     rounds: Annotated[int, typer.Option(help="Timed runs of a volume, of each way to compute.", min=1)] = 20,
     max_batch: Annotated[int, typer.Option(help="Slices a batch.", min=3)] = 48,
     networks: Annotated[bool, typer.Option("--networks-3d", help="Measure the 3D networks, and no model.")] = False,
@@ -105,18 +106,19 @@ def gpu(
     The models are made on the spot with random weights. What fails is recorded with its reason.
     """
     with user_errors():
-        from ssn.benchmarks.gpu.suite import require_gpu, run_gpu_networks, run_gpu_suite
+        from ssn.benchmarks.gpu.suite import PARTS, require_gpu, run_gpu_networks, run_gpu_suite
         from ssn.benchmarks.slice_models import MODELS
         from ssn.core.outputs import check_file
 
         require_gpu()
         check_file(output, overwrite=force)
         chosen = MODELS if model == "all" else (model,)
+        parts = PARTS if part == "all" else (part,)
         with measuring() as tell:
             if networks:
                 run_gpu_networks(output, against=against or (), rounds=rounds, tell=tell)
             else:
-                run_gpu_suite(output, models=chosen, rounds=rounds, max_batch=max_batch, tell=tell)
+                run_gpu_suite(output, models=chosen, parts=parts, rounds=rounds, max_batch=max_batch, tell=tell)
         typer.echo(f"{output}: written")
 
 

@@ -47,6 +47,7 @@ PoolOption = Annotated[
 # Models of ssn.benchmarks.slice_models, named here because importing them takes seconds.
 SliceModel = Literal["compact", "wide_resnet50_2", "wide_resnet50_2-slab"]
 SliceModels = Literal["all", SliceModel]
+GpuPart = Literal["all", "torch", "onnxruntime", "tensorrt"]
 BackendOption = Annotated[
     Literal["auto", "tensorrt", "onnxruntime", "openvino"],
     typer.Option("--backend", help="What computes; auto takes the best that is here."),

@@ -77,9 +77,9 @@ def with_graphs(bundle: Bundle, graphs: Mapping[str, bytes]) -> VariantBundle:
     return VariantBundle(bundle.folder, bundle.manifest, bundle.digest, bundle.spec, bundle.calibration, graphs)
 
 
-def in_half(bundle: Bundle) -> VariantBundle:
-    """Make a bundle compute in FP16 between slices, features and likelihoods in FP32: ONNX Runtime runs it as it is."""
-    made = convert({name: read_model(bundle.read(name)) for name in GRAPHS}, "fp16", edges="fp32")
+def in_half(bundle: Bundle, edges: Literal["fp16", "fp32"] = "fp32") -> VariantBundle:
+    """Make a bundle compute in FP16; with edges in FP32, too, ONNX Runtime runs it as it is."""
+    made = convert({name: read_model(bundle.read(name)) for name in GRAPHS}, "fp16", edges=edges)
     return with_graphs(bundle, {name: model.SerializeToString() for name, model in made.items()})
 
 

@@ -103,6 +103,25 @@ def test_engines_say_what_the_cpu_says(engines, stack, expected, overlap, graphs
         assert backend.describe()["cuda_graphs"] == graphs, "a capture failed"
 
 
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("graphs", [True, False])
+def test_onnxruntime_in_the_pipeline_says_what_the_cpu_says(bundle, stack, expected, overlap, graphs):
+    pytest.importorskip("onnx", reason="onnx is not installed")
+    from ssn.export.variants import in_half
+    from ssn.runtime.onnx_stages import OnnxStages
+
+    half = in_half(bundle, edges="fp16")
+    layout = BatchLayout.of(bundle.spec, "float16", "float16")
+    with Cuda() as cuda:
+        stages = OnnxStages(half, layout, graphs=graphs)
+        pipeline = DevicePipeline(cuda, layout, 4, stages, Schedule(3 if overlap else 1, overlap), graphs=graphs)
+        for _ in range(3):
+            given = run_batches(pipeline, stack, bundle.spec.occupancy, 4 * layout.window, StageTimes())[1]
+            assert np.abs(given - expected).max() < LIMIT
+        cuda.drain()
+        stages.close()
+
+
 def test_auto_takes_the_engine(engines):
     with open_backend(engines, Request()).backend as backend:
         assert backend.describe()["backend"] == "tensorrt"

@@ -12,14 +12,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from ssn.benchmarks.gpu.timing import WARM_UP, Report, attempt, consume, end_to_end, peak_memory, time_variants
-from ssn.benchmarks.measure import Tell, environment, interleaved
+from ssn.benchmarks.gpu.timing import Report, attempt, consume, end_to_end, peak_memory, time_variants
+from ssn.benchmarks.measure import Tell, environment
 from ssn.benchmarks.slice_models import MODELS, ModelName, make_bundle
 from ssn.benchmarks.volumes import STANDARD, make_scan
 from ssn.core.atomic import write_text_atomic
@@ -39,6 +38,8 @@ from ssn.runtime.tensorrt import TensorRTBackend
 if TYPE_CHECKING:
     from ssn.train.checkpoint import Detector
 
+Part = Literal["torch", "onnxruntime", "tensorrt"]
+PARTS: tuple[Part, ...] = get_args(Part)
 BATCHES = (24, 48, 96)  # slices a batch: a volume in four, two and one
 _NEEDED = {"torch": "torch", "timm": "timm", "FrEIA": "FrEIA", "onnx": "onnx", "onnxscript": "onnxscript"}
 
@@ -64,6 +65,7 @@ def run_gpu_suite(
     output: Path,
     *,
     models: Sequence[ModelName] = MODELS,
+    parts: Sequence[Part] = PARTS,
     rounds: int = 20,
     max_batch: int = 48,
     tell: Tell = lambda what, step, steps: None,
@@ -72,6 +74,7 @@ def run_gpu_suite(
 
     Parameters
     ----------
+    parts : what computes
     rounds : timed runs of a volume, of each way to compute
     max_batch : slices a batch, the same for all ways
 
@@ -97,7 +100,7 @@ def run_gpu_suite(
         for index, model in enumerate(models):
             part: Report = {}
             report["models"][model] = part
-            for name in _measure_model(part, model, Path(scratch), device, rounds, max_batch):
+            for name in _measure_model(part, model, Path(scratch), device, rounds, max_batch, parts):
                 tell(f"{model}: {name}", index, len(models))
                 save()
             _add_roofline(part, report["fp16_matmul_tflops"])
@@ -138,11 +141,11 @@ def run_gpu_networks(
 
 
 def _measure_model(
-    part: Report, model: ModelName, scratch: Path, device: Device, rounds: int, max_batch: int
+    part: Report, model: ModelName, scratch: Path, device: Device, rounds: int, max_batch: int, parts: Sequence[Part]
 ) -> Iterator[str]:
     """Measure one model, part by part; yields what comes next."""
+    from ssn.benchmarks.gpu.onnx_times import OnnxPipelines, time_onnxruntime
     from ssn.benchmarks.gpu.torch_times import TorchPipelines, time_torch
-    from ssn.export.variants import in_half
 
     yield "making the bundle"
     scan = make_scan(scratch).path
@@ -157,21 +160,29 @@ def _measure_model(
     }
     part["flops"] = attempt(lambda: _flops(detector, batches, bundle.spec.slices_a_window))
     # What needs no TensorRT comes first: a crash in native code would take the rest with it.
-    yield "torch"
-    part["torch"] = attempt(lambda: time_torch(detector, batches, rounds))
-    yield "the CUDA pipeline over torch"
-    pipelines = TorchPipelines(detector, bundle, stack, max_batch)
-    part["pipeline_over_torch"] = attempt(lambda: pipelines.time(scan, rounds))
-    part["pipeline_by_batch"] = attempt(lambda: pipelines.time_batches(BATCHES, rounds))
-    yield "ONNX Runtime with CUDA"
-    part["onnxruntime_cuda"] = attempt(lambda: _onnxruntime(bundle, batches, scan, max_batch, rounds))
-    part["onnxruntime_cuda_fp16"] = attempt(lambda: _onnxruntime(in_half(bundle), batches, scan, max_batch, rounds))
-    yield "building engines"
-    part["engines"] = attempt(lambda: _build(bundle, scan, device, max_batch))
-    yield "comparing every backend"
-    part["check"] = attempt(lambda: _check(bundle, scan))
-    yield "TensorRT"
-    part["tensorrt"] = attempt(lambda: _tensorrt(bundle, stack, batches, scan, rounds))
+    if "torch" in parts:
+        yield "torch"
+        part["torch"] = attempt(lambda: time_torch(detector, batches, rounds))
+        yield "the CUDA pipeline over torch"
+        pipelines = TorchPipelines(detector, bundle, stack, max_batch)
+        part["pipeline_over_torch"] = attempt(lambda: pipelines.time(scan, rounds))
+        part["pipeline_by_batch"] = attempt(lambda: pipelines.time_batches(BATCHES, rounds))
+    if "onnxruntime" in parts:
+        yield "ONNX Runtime with CUDA"
+        for name, found in time_onnxruntime(bundle, batches, scan, max_batch, rounds):
+            part[name] = found
+            yield name
+        over: Report = part.setdefault("pipeline_over_onnxruntime", {})
+        for name, found in OnnxPipelines(bundle, stack, max_batch).time(scan, rounds):
+            over[name] = found
+            yield f"the CUDA pipeline over ONNX Runtime, {name}"
+    if "tensorrt" in parts:
+        yield "building engines"
+        part["engines"] = attempt(lambda: _build(bundle, scan, device, max_batch))
+        yield "comparing every backend"
+        part["check"] = attempt(lambda: _check(bundle, scan))
+        yield "TensorRT"
+        part["tensorrt"] = attempt(lambda: _tensorrt(bundle, stack, batches, scan, rounds))
 
 
 def _flops(detector: Detector, batches: Sequence[Batch], slices_a_window: int) -> Report:
@@ -251,23 +262,6 @@ def _tensorrt(bundle: Bundle, stack: SliceStack, batches: Sequence[Batch], scan:
     return result
 
 
-def _onnxruntime(bundle: Bundle, batches: Sequence[Batch], scan: Path, max_batch: int, rounds: int) -> Report:
-    def once() -> None:
-        with OnnxRuntimeBackend(bundle, provider="cuda") as backend:
-            consume(backend, batches, StageTimes())
-
-    _, peak = peak_memory(once)
-    with OnnxRuntimeBackend(bundle, provider="cuda") as backend:
-        run = partial(consume, backend, batches, StageTimes())
-        spread = interleaved({"volume": run}, rounds=rounds, warm_up=WARM_UP)["volume"]
-        return {
-            "described": backend.describe(),
-            "peak_memory_mb": peak,
-            "volume": spread.as_json(),
-            "end_to_end": end_to_end(backend, bundle, scan, max_batch, rounds),
-        }
-
-
 def _add_roofline(part: Report, matmul_tflops: float | Report) -> None:
     """Hold each time against the FLOPs that were counted and the rate that this GPU's matrix product reached."""
     if not isinstance(matmul_tflops, float) or "volume" not in part.get("flops", {}):
@@ -291,6 +285,8 @@ def _add_roofline(part: Report, matmul_tflops: float | Report) -> None:
         "tensorrt",
         "onnxruntime_cuda",
         "onnxruntime_cuda_fp16",
+        "onnxruntime_cuda_fp16_channels_last",
+        "pipeline_over_onnxruntime",
         "torch",
         "pipeline_over_torch",
         "pipeline_by_batch",

@@ -29,6 +29,7 @@ _VARIANTS = {
 _SAMPLED_EVERY = 0.002  # s
 
 Report = dict[str, Any]
+Opened = Callable[[bool, bool], AbstractContextManager[DevicePipeline]]  # (overlap, graphs)
 T = TypeVar("T")
 
 
@@ -61,27 +62,25 @@ def stages_ms(times: StageTimes, rounds: int) -> dict[str, float]:
     return {stage: round(seconds * 1000 / rounds, 3) for stage, seconds in times.seconds.items()}
 
 
-def time_variants(
-    opened: Callable[[bool, bool], AbstractContextManager[DevicePipeline]], batches: Sequence[Batch], rounds: int
-) -> Report:
+def time_variants(opened: Opened, batches: Sequence[Batch], rounds: int) -> Report:
     """Time a volume with and without overlapped streams and CUDA graphs, in interleaved rounds.
 
-    Each variant says whether graphs were launched, and if not, though asked for, why. `profile` has the kernels of
-    the one with both.
+    Each variant says whether graphs were launched, and if not, though asked for, why; one that cannot run says why
+    not. `profile` has the kernels of the one with both, or the first that runs.
     """
     with ExitStack() as stack:
-        runners = {name: stack.enter_context(opened(*switches)) for name, switches in _VARIANTS.items()}
-        for runner in runners.values():
-            for _ in range(WARM_UP):
-                consume(runner, batches, StageTimes())
+        made = {
+            name: attempt(partial(_warmed, stack, opened, switches, batches)) for name, switches in _VARIANTS.items()
+        }
+        runners = {name: runner for name, runner in made.items() if not isinstance(runner, dict)}
         times = {name: StageTimes() for name in runners}
         runs = {name: partial(consume, runner, batches, times[name]) for name, runner in runners.items()}
         spreads = interleaved(runs, rounds=rounds, warm_up=0)
-        both = partial(consume, next(iter(runners.values())), batches, StageTimes())
         from ssn.benchmarks.gpu.kernels import kernel_times
 
-        profile = attempt(partial(kernel_times, both))
-    variants = {
+        profile = attempt(lambda: kernel_times(partial(consume, next(iter(runners.values())), batches, StageTimes())))
+    variants: Report = {name: problem for name, problem in made.items() if isinstance(problem, dict)}
+    variants |= {
         name: {
             "volume": spread.as_json(),
             "device_ms": stages_ms(times[name], rounds),
@@ -91,6 +90,13 @@ def time_variants(
         for name, spread in spreads.items()
     }
     return {"variants": variants, "profile": profile}
+
+
+def _warmed(stack: ExitStack, opened: Opened, switches: tuple[bool, bool], batches: Sequence[Batch]) -> DevicePipeline:
+    runner = stack.enter_context(opened(*switches))
+    for _ in range(WARM_UP):
+        consume(runner, batches, StageTimes())
+    return runner
 
 
 def peak_memory(measure: Callable[[], T]) -> tuple[T, float]:
