@@ -40,7 +40,7 @@ def session_options() -> ort.SessionOptions:
     return options
 
 
-def cuda_options(memory_limit: int | None = None, *, channels_last: bool = False) -> dict[str, str]:
+def cuda_options(memory_limit: int | None = None) -> dict[str, str]:
     """Options of the CUDA provider.
 
     Parameters
@@ -48,8 +48,6 @@ def cuda_options(memory_limit: int | None = None, *, channels_last: bool = False
     memory_limit : bytes that the memory pools of two sessions may grow to
     """
     cuda = {"arena_extend_strategy": "kSameAsRequested", "use_tf32": "0"}  # FP32 in the graph means FP32
-    if channels_last:
-        cuda["prefer_nhwc"] = "1"
     if memory_limit is not None:
         cuda["gpu_mem_limit"] = str(memory_limit // 2)
     return cuda

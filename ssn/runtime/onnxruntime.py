@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -41,7 +41,7 @@ class OnnxRuntimeBackend:
     provider : what computes. What a GPU provider lacks is computed by the next: TensorRT, CUDA, CPU.
     at_once : volumes that are computed at the same time on a CPU, by threads that share the sessions
     memory_limit : bytes that CUDA's memory pools may grow to, half of it for each session
-    channels_last : compute convolutions on a GPU in that layout
+    cuda : options of the CUDA provider that are not ours, for measurements
 
     Raises
     ------
@@ -60,7 +60,7 @@ class OnnxRuntimeBackend:
         provider: Provider = "cpu",
         memory_limit: int | None = None,
         at_once: int = 1,
-        channels_last: bool = False,
+        cuda: Mapping[str, str] | None = None,
     ) -> None:
         if threads is not None and threads < 1:
             raise BackendError(f"onnxruntime: {threads} threads are not possible; give 1 or more")
@@ -79,7 +79,7 @@ class OnnxRuntimeBackend:
         self._bundle, self._threads = bundle, threads
         self.max_slices: int | None = None if provider == "cpu" else _GPU_BATCH
         self._device = "cpu" if provider == "cpu" else "cuda"
-        chain = provider_chain(provider, cuda_options(memory_limit, channels_last=channels_last))
+        chain = provider_chain(provider, cuda_options(memory_limit) | dict(cuda or {}))
         self._encoder = open_session(bundle, ENCODER_FILE, options, chain, provider)
         self._flow = open_session(bundle, FLOW_FILE, options, chain, provider)
         self._takes = self._encoder.get_inputs()[0].shape[2:]

@@ -40,9 +40,11 @@ def test_the_best_way_is_the_shortest_device_time_and_ratios_are_against_it():
 def test_what_was_not_measured_is_left_out_or_said(tmp_path):
     folder = tmp_path / "results"
     shutil.copytree(RESULTS, folder)
+    for other in folder.glob("gpu-compact-*.json"):
+        other.unlink()
     compact = json.loads((folder / "gpu-compact.json").read_text())
     model = compact["models"]["compact"]
-    del model["pipeline_over_torch"]
+    del model["pipeline_over_torch"], model["pipeline_by_batch"]
     model["onnxruntime_cuda"] = {"problem": "no CUDAExecutionProvider"}
     (folder / "gpu-compact.json").write_text(json.dumps(compact))
     networks = json.loads((folder / "gpu-networks-3d.json").read_text())
@@ -63,14 +65,50 @@ def test_memory_and_the_way_from_the_file_are_on_the_page_where_they_were_measur
     way = {"volume": {"median_ms": 71.0}, "stages_ms": {"read": 20.0, "prepare": 31.0, "copy_in": 0.4}}
     model["pipeline_over_torch"]["compiled"]["end_to_end"] = way
     model["pipeline_by_batch"]["48"]["peak_memory_mb"] = {"1": 812.4, "4": 813.1}
-    model["onnxruntime_cuda_fp16"] = {**model["onnxruntime_cuda"], "peak_memory_mb": 432.1}
+    model["onnxruntime_cuda_fp16_tensor_cores"] = {**model["onnxruntime_cuda"], "peak_memory_mb": 432.1}
     (folder / "gpu-wide_resnet50_2.json").write_text(json.dumps(wide))
     assert page(folder, tmp_path / "page.md").exit_code == 0
     text = (tmp_path / "page.md").read_text()
-    assert "From file to map it takes 71 ms (read 20, prepare 31, copy in 0)." in text
-    assert "pipeline takes, with its weights: 812 MB with 48 slices a batch (813 MB for four volumes in a row)." in text
+    assert "From file to map it takes 71 ms (read 20, prepare 31)." in text
+    assert " 812 MB with 48 slices a batch (813 MB for four volumes in a row)" in text
     assert "ONNX Runtime, CUDA, FP16 takes 432 MB of the GPU" in text
     assert "| ONNX Runtime, CUDA, FP16 |" in text
+
+
+def test_times_are_held_against_the_matmul_rate(tmp_path):
+    environment = json.loads((RESULTS / "gpu-compact.json").read_text())["environment"]
+    row = {"volume": {"median_ms": 10.0, "low_ms": 9.0, "high_ms": 11.0}}
+    stages = {"copy_in": 1.0, "encoder": 1.5, "flow": 0.5, "copy_out": 1.0}
+    model = {
+        "flops": {"volume": 1e12},
+        "torch": {"eager": row, "compiled": {"problem": "no compiler"}},
+        "pipeline_over_torch": {"compiled": {"variants": {"graphs": {**row, "device_ms": stages}}}},
+    }
+
+    def text(rate):
+        found = {"environment": environment, "fp16_matmul_tflops": rate, "models": {"compact": model}}
+        (tmp_path / "gpu-compact.json").write_text(json.dumps(found))
+        assert (
+            CliRunner().invoke(app, ["gpu-page", str(tmp_path), "-o", str(tmp_path / "p.md"), "--force"]).exit_code == 0
+        )
+        return (tmp_path / "p.md").read_text()
+
+    lines = text(1000.0).splitlines()
+    assert next(line for line in lines if "eager" in line).endswith("| 10.0 % |")
+    assert next(line for line in lines if "CUDA pipeline, compiled: graphs |" in line).endswith("| 50.0 % |")
+    assert next(line for line in lines if "no compiler" in line).endswith("| - |")
+    assert "The shortest device time is 2.00 ms (compiled: graphs), 2.00 times that." in text(1000.0)
+    assert " %" not in text({"problem": "out of memory"})
+
+
+def test_files_of_one_model_are_read_as_one(tmp_path):
+    folder = tmp_path / "results"
+    folder.mkdir()
+    whole = json.loads((RESULTS / "gpu-compact.json").read_text())
+    for name, part in (("gpu-compact-a.json", "torch"), ("gpu-compact-b.json", "pipeline_over_torch")):
+        found = {**whole, "models": {"compact": {part: whole["models"]["compact"][part]}}}
+        (folder / name).write_text(json.dumps(found))
+    assert {"torch", "pipeline_over_torch"} <= set(read_gpu_results(folder).models["compact"])
 
 
 def test_folders_of_nothing_or_of_two_gpus_are_refused(tmp_path):

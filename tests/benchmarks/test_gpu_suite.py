@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from ssn.benchmarks.gpu.suite import _add_roofline
 from ssn.benchmarks.gpu.timing import attempt
 from ssn.benchmarks.measure import Spread, environment, interleaved
 from ssn.benchmarks.phantom import write_phantom
@@ -151,18 +150,6 @@ def test_a_failure_is_recorded_with_its_reason_on_one_line():
 
     assert attempt(fails) == {"problem": "no engine"}
     assert attempt(breaks) == {"problem": "RuntimeError: two lines"}
-
-
-def test_times_are_held_against_the_matmul_rate():
-    part = {
-        "flops": {"volume": 1.3e12},
-        "tensorrt": {"variants": {"x": {"volume": {"median_ms": 9.0}, "device_ms": {"encoder": 2.0, "flow": 0.6}}}},
-        "torch": {"eager": {"volume": {"median_ms": 13.0}}, "compiled": {"problem": "none"}},
-    }
-    _add_roofline(part, 1000.0)
-    assert part["tensorrt"]["variants"]["x"]["share_of_matmul_rate"] == 0.5
-    assert part["torch"]["eager"]["share_of_matmul_rate"] == 0.1
-    assert "share_of_matmul_rate" not in part["torch"]["compiled"]
 
 
 def test_the_environment_names_the_machine_and_the_versions():

@@ -107,8 +107,8 @@ def test_engines_say_what_the_cpu_says(engines, stack, expected, overlap, graphs
 @pytest.mark.parametrize("graphs", [True, False])
 def test_onnxruntime_in_the_pipeline_says_what_the_cpu_says(bundle, stack, expected, overlap, graphs):
     pytest.importorskip("onnx", reason="onnx is not installed")
+    from ssn.benchmarks.gpu.onnx_stages import OnnxStages
     from ssn.export.variants import in_half
-    from ssn.runtime.onnx_stages import OnnxStages
 
     half = in_half(bundle, edges="fp16")
     layout = BatchLayout.of(bundle.spec, "float16", "float16")

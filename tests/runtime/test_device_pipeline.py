@@ -4,12 +4,13 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from brains import brain_file
+from random_batches import batches
 from simulated_cuda import SimulatedCuda, array_at
 
 from ssn.benchmarks.gpu.timing import end_to_end
 from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, load_bundle
 from ssn.core.errors import MemoryLimitError
-from ssn.runtime.backend import Batch, StageTimes
+from ssn.runtime.backend import StageTimes
 from ssn.runtime.device_pipeline import DevicePipeline
 from ssn.runtime.memory import BatchLayout, Footprint, fit_windows
 from ssn.runtime.onnxruntime import OnnxRuntimeBackend
@@ -62,16 +63,6 @@ class Graphs:
 @pytest.fixture(scope="module", params=["tiny_bundle", "thick_bundle"])
 def bundle(request):
     return load_bundle(request.getfixturevalue(request.param))
-
-
-def batches(bundle, counts=(4, 4, 1, 3, 2, 4)):
-    spec, rng, first = bundle.spec, np.random.default_rng(1), 2
-    for count in counts:
-        slices = rng.random((count * spec.slices_a_window, 1, spec.grid.plane, spec.grid.plane), np.float32)
-        cells = count * spec.cells**2
-        places = np.sort(rng.choice(cells, rng.integers(1, cells // 4), replace=False)) + first * spec.cells**2
-        yield Batch(slices, places, first)
-        first += count
 
 
 @pytest.fixture(scope="module")

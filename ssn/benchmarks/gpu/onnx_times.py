@@ -1,15 +1,16 @@
-"""ONNX Runtime on a GPU, timed: as it is, in half precision, channels last, and inside the CUDA pipeline."""
+"""ONNX Runtime on a GPU, timed: as it is, on tensor cores, in half precision, and inside the CUDA pipeline."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from ssn.benchmarks.gpu.onnx_stages import OnnxStages
 from ssn.benchmarks.gpu.timing import WARM_UP, Opened, Report, attempt, consume, end_to_end, peak_memory, time_variants
 from ssn.benchmarks.measure import interleaved
 from ssn.core.bundle import Bundle
@@ -19,29 +20,33 @@ from ssn.runtime.backend import Batch, StageTimes, plan_batches
 from ssn.runtime.cuda import Cuda
 from ssn.runtime.device_pipeline import DevicePipeline
 from ssn.runtime.memory import BatchLayout
-from ssn.runtime.onnx_stages import OnnxStages
 from ssn.runtime.onnxruntime import OnnxRuntimeBackend
 from ssn.runtime.schedule import DEFAULT_SLOTS, Schedule
+
+# Without `use_tf32` its convolutions do without tensor cores in FP16 as well (`deselect_numeric_notes` in its conv.cc).
+_TENSOR_CORES = {"use_tf32": "1"}
+_CHANNELS_LAST = {**_TENSOR_CORES, "prefer_nhwc": "1"}
 
 
 def time_onnxruntime(
     bundle: Bundle, batches: Sequence[Batch], scan: Path, max_batch: int, rounds: int
 ) -> Iterator[tuple[str, Report]]:
-    """Time what `ssn-infer --device cuda` does without an engine; yields each way's name and what was found."""
+    """Time ONNX Runtime as `ssn-infer --device cuda` runs it, and in ways that might be faster, by name."""
     half = in_half(bundle)
-    ways = {
-        "onnxruntime_cuda": (bundle, False),
-        "onnxruntime_cuda_fp16": (half, False),
-        "onnxruntime_cuda_fp16_channels_last": (half, True),
+    ways: dict[str, tuple[Bundle, Mapping[str, str]]] = {
+        "onnxruntime_cuda": (bundle, {}),
+        "onnxruntime_cuda_tf32": (bundle, _TENSOR_CORES),
+        "onnxruntime_cuda_fp16_tensor_cores": (half, _TENSOR_CORES),
+        "onnxruntime_cuda_fp16_tensor_cores_channels_last": (half, _CHANNELS_LAST),
     }
-    for name, (graphs, channels_last) in ways.items():
-        yield name, attempt(partial(_time_one, graphs, channels_last, batches, scan, max_batch, rounds))
+    for name, (graphs, options) in ways.items():
+        yield name, attempt(partial(_time_one, graphs, options, batches, scan, max_batch, rounds))
 
 
 def _time_one(
-    bundle: Bundle, channels_last: bool, batches: Sequence[Batch], scan: Path, max_batch: int, rounds: int
+    bundle: Bundle, options: Mapping[str, str], batches: Sequence[Batch], scan: Path, max_batch: int, rounds: int
 ) -> Report:
-    opened = partial(OnnxRuntimeBackend, bundle, provider="cuda", channels_last=channels_last)
+    opened = partial(OnnxRuntimeBackend, bundle, provider="cuda", cuda=options)
 
     def once() -> float:
         begin = time.perf_counter()
@@ -74,15 +79,17 @@ class OnnxPipelines:
         self._bundle, self._stack, self._max_batch = bundle, stack, max_batch
         self._half = in_half(bundle, edges="fp16")
         self._layout = BatchLayout.of(bundle.spec, "float16", "float16")
+        self._on_the_cpu: list[str] = []
 
     @contextmanager
-    def _opened(self, channels_last: bool, max_batch: int, overlap: bool, graphs: bool) -> Iterator[DevicePipeline]:
+    def _opened(self, options: Mapping[str, str], overlap: bool, graphs: bool) -> Iterator[DevicePipeline]:
         with Cuda() as cuda:
-            stages = OnnxStages(self._half, self._layout, graphs=graphs, channels_last=channels_last)
-            windows = max_batch // self._layout.window
+            stages = OnnxStages(self._half, self._layout, graphs=graphs, cuda=options)
+            windows = self._max_batch // self._layout.window
+            schedule = Schedule(DEFAULT_SLOTS if overlap else 1, overlap)
             try:
-                schedule = Schedule(DEFAULT_SLOTS if overlap else 1, overlap)
                 yield DevicePipeline(cuda, self._layout, windows, stages, schedule, graphs=graphs)
+                self._on_the_cpu = stages.on_the_cpu()
             finally:
                 cuda.drain()
                 stages.close()
@@ -93,39 +100,44 @@ class OnnxPipelines:
     def time(self, scan: Path, rounds: int) -> Iterator[tuple[str, Report]]:
         """Time each layout with and without streams and graphs, its memory, and from file to map."""
         batches = self._batches(self._max_batch)
-        for name, channels_last in {"channels last": True, "channels first": False}.items():
-            opened = partial(self._opened, channels_last, self._max_batch)
-            found = attempt(partial(self._first_volume, opened, batches))
+        for name, options in {"channels last": _CHANNELS_LAST, "channels first": _TENSOR_CORES}.items():
+            opened = partial(self._opened, options)
+            found = attempt(partial(self._first_volume, opened, batches, True))
+            graphs = "problem" not in found
+            if not graphs:
+                without = attempt(partial(self._first_volume, opened, batches, False))
+                found = {"graphs_refused": found["problem"], **without}
+            found["on_the_cpu"] = self._on_the_cpu
             yield name, found
-            found |= attempt(partial(self._difference, opened))
+            found |= attempt(partial(self._difference, opened, graphs))
             yield name, found
             found |= attempt(partial(time_variants, opened, batches, rounds))
             yield name, found
-            found["end_to_end"] = attempt(partial(self._end_to_end, opened, scan, rounds))
+            found["end_to_end"] = attempt(partial(self._end_to_end, opened, graphs, scan, rounds))
             yield name, found
 
-    def _first_volume(self, opened: Opened, batches: Sequence[Batch]) -> Report:
+    def _first_volume(self, opened: Opened, batches: Sequence[Batch], graphs: bool) -> Report:
         def once() -> float:
             begin = time.perf_counter()
-            with opened(True, True) as pipeline:
+            with opened(True, graphs) as pipeline:
                 consume(pipeline, batches, StageTimes())
             return time.perf_counter() - begin
 
         seconds, peak = peak_memory(once)
         return {"first_volume_s": round(seconds, 2), "peak_memory_mb": peak}
 
-    def _difference(self, opened: Opened) -> Report:
+    def _difference(self, opened: Opened, graphs: bool) -> Report:
         """Compare with FP32: batches of two sizes in turn, so that each shape comes again after the other."""
         large, small = self._batches(self._max_batch), self._batches(self._max_batch // 2)
         mixed = [batch for pair in zip(large, small, strict=False) for batch in pair]
         with OnnxRuntimeBackend(self._bundle, provider="cuda") as reference:
             wanted = list(reference.run(mixed, StageTimes()))
-        with opened(True, True) as pipeline:
+        with opened(True, graphs) as pipeline:
             for _ in range(3):  # run, captured, launched
                 given = list(pipeline.run(mixed, StageTimes()))
         differences = [float(np.abs(one - other).max()) for one, other in zip(given, wanted, strict=True)]
         return {"largest_difference": max(differences)}
 
-    def _end_to_end(self, opened: Opened, scan: Path, rounds: int) -> Report:
-        with opened(True, True) as pipeline:
+    def _end_to_end(self, opened: Opened, graphs: bool, scan: Path, rounds: int) -> Report:
+        with opened(True, graphs) as pipeline:
             return end_to_end(pipeline, self._bundle, scan, self._max_batch, rounds)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
@@ -103,8 +103,6 @@ def run_gpu_suite(
             for name in _measure_model(part, model, Path(scratch), device, rounds, max_batch, parts):
                 tell(f"{model}: {name}", index, len(models))
                 save()
-            _add_roofline(part, report["fp16_matmul_tflops"])
-            save()
     return report
 
 
@@ -260,35 +258,3 @@ def _tensorrt(bundle: Bundle, stack: SliceStack, batches: Sequence[Batch], scan:
         result["largest_difference"] = float(np.abs(given - wanted).max())
         result["end_to_end"] = end_to_end(backend, bundle, scan, size, rounds)
     return result
-
-
-def _add_roofline(part: Report, matmul_tflops: float | Report) -> None:
-    """Hold each time against the FLOPs that were counted and the rate that this GPU's matrix product reached."""
-    if not isinstance(matmul_tflops, float) or "volume" not in part.get("flops", {}):
-        return
-    tera = part["flops"]["volume"] / 1e12
-
-    def visit(node: Any) -> None:
-        if not isinstance(node, dict):
-            return
-        device = node.get("device_ms")
-        if isinstance(device, dict):
-            seconds = (device.get("encoder", 0.0) + device.get("flow", 0.0)) / 1000
-            if seconds:
-                node["share_of_matmul_rate"] = round(tera / seconds / matmul_tflops, 4)
-        elif isinstance(node.get("volume"), dict) and "median_ms" in node["volume"]:
-            node["share_of_matmul_rate"] = round(tera / (node["volume"]["median_ms"] / 1000) / matmul_tflops, 4)
-        for child in node.values():
-            visit(child)
-
-    for name in (
-        "tensorrt",
-        "onnxruntime_cuda",
-        "onnxruntime_cuda_fp16",
-        "onnxruntime_cuda_fp16_channels_last",
-        "pipeline_over_onnxruntime",
-        "torch",
-        "pipeline_over_torch",
-        "pipeline_by_batch",
-    ):
-        visit(part.get(name))

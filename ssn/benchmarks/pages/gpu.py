@@ -17,7 +17,12 @@ _STAGES = ("copy_in", "encoder", "flow", "copy_out")
 _SHOWN_KERNELS, _NAME = 10, 64  # rows, and characters of a name
 _ONNX_RUNTIME = {
     "onnxruntime_cuda": "ONNX Runtime, CUDA, FP32",
-    "onnxruntime_cuda_fp16": "ONNX Runtime, CUDA, FP16",
+    "onnxruntime_cuda_tf32": "ONNX Runtime, CUDA, TF32",
+    "onnxruntime_cuda_fp16_tensor_cores": "ONNX Runtime, CUDA, FP16",
+    "onnxruntime_cuda_fp16_tensor_cores_channels_last": "ONNX Runtime, CUDA, FP16, channels last",
+    # as it was measured before `use_tf32` was known to decide in FP16 as well
+    "onnxruntime_cuda_fp16": "ONNX Runtime, CUDA, FP16, no tensor cores",
+    "onnxruntime_cuda_fp16_channels_last": "ONNX Runtime, CUDA, FP16, channels last, no tensor cores",
 }
 _GROUPS = ("task peer", "ceiling")
 
@@ -57,7 +62,8 @@ def read_gpu_results(folder: Path) -> GpuResults:
     networks: dict[str, Found] = {}
     for found in files.values():
         rate = found.get("fp16_matmul_tflops")
-        models |= {name: {**part, "rate": rate} for name, part in found.get("models", {}).items()}
+        for name, part in found.get("models", {}).items():  # files by name: of a part in several the last counts
+            models[name] = {**models.get(name, {}), **part, "rate": rate}
         networks |= {name: part for name, part in found.get("networks", {}).items() if "volume_ms" in part}
     order = sorted(networks, key=lambda name: (_GROUPS.index(networks[name]["group"]), networks[name]["volume_ms"]))
     environment = next(iter(files.values()))["environment"]
@@ -73,12 +79,23 @@ def best_device_ms(model: Found) -> tuple[float, str] | None:
 
 def _pipelines(model: Found) -> Iterator[tuple[str, Found]]:
     """Every timed way through the CUDA pipeline."""
-    for kind, part in {"TensorRT": model.get("tensorrt") or {}, **model.get("pipeline_over_torch", {})}.items():
+    for kind, part in _kinds(model).items():
         for variant, row in part.get("variants", {}).items():
-            yield f"{kind}: {variant}", row
+            if "device_ms" in row:
+                yield f"{kind}: {variant}", row
     for size, row in model.get("pipeline_by_batch", {}).items():
         if "device_ms" in row:
             yield f"{row['kind']}: {size} slices a batch", row
+
+
+def _kinds(model: Found) -> dict[str, Found]:
+    """Name what computes in the CUDA pipeline."""
+    over = model.get("pipeline_over_onnxruntime", {})
+    return {
+        "TensorRT": model.get("tensorrt") or {},
+        **model.get("pipeline_over_torch", {}),
+        **{f"ONNX Runtime, {layout}": part for layout, part in over.items()},
+    }
 
 
 def chart_rows(results: GpuResults) -> list[dict[str, Any]]:
@@ -115,7 +132,7 @@ def _parts(results: GpuResults, name: str, ratio: float) -> Iterator[str]:
         yield from _against(results, name, ratio)
     for model, found in results.models.items():
         yield f"## {model}"
-        if "flops" in found:
+        if _has_roof(found):
             yield _summary(found)
         yield markdown(_ways(found))
         yield from _profile(found)
@@ -162,8 +179,9 @@ def _summary(model: Found) -> str:
     ]
     if best := best_device_ms(model):
         words.append(f"The shortest device time is {best[0]:.2f} ms ({best[1]}), {best[0] / roof:.2f} times that.")
-    for kind, part in model.get("pipeline_over_torch", {}).items():
-        times = {name: row["volume"]["median_ms"] for name, row in part.get("variants", {}).items()}
+    for kind, part in _kinds(model).items():
+        rows = {name: row for name, row in part.get("variants", {}).items() if "volume" in row}
+        times = {name: row["volume"]["median_ms"] for name, row in rows.items()}
         if {"graphs", "streams and graphs", "neither"} <= set(times):
             one, both, none = (times[name] for name in ("graphs", "streams and graphs", "neither"))
             words.append(
@@ -189,7 +207,8 @@ def _summary(model: Found) -> str:
 
 def _from_file(part: Found) -> str:
     """Time from file to map, and of its stages."""
-    stages = ", ".join(f"{name.replace('_', ' ')} {ms:.0f}" for name, ms in part["end_to_end"]["stages_ms"].items())
+    times = part["end_to_end"]["stages_ms"]
+    stages = ", ".join(f"{name.replace('_', ' ')} {ms:.0f}" for name, ms in times.items() if ms >= 0.5)
     return f"{part['end_to_end']['volume']['median_ms']:.0f} ms ({stages})"
 
 
@@ -209,21 +228,37 @@ def _ways(model: Found) -> Table:
     ways = {f"torch, {name}": row for name, row in model.get("torch", {}).items()}
     ways |= {name: model[key] for key, name in _ONNX_RUNTIME.items() if model.get(key)}
     ways |= {f"CUDA pipeline, {name}": row for name, row in _pipelines(model)}
+    ways |= {
+        f"CUDA pipeline, {kind}": part
+        for kind, part in _kinds(model).items()
+        if "problem" in part and kind != "TensorRT"
+    }
     stages = [f"{stage.replace('_', ' ')}, ms" for stage in _STAGES]
     header = ("way", "volume, ms", "quartiles", *stages, "of the matrix product's rate")
-    return Table("", header, [[name, *_cells(row)] for name, row in ways.items()])
+    return Table("", header, [[name, *_cells(row, model)] for name, row in ways.items()])
 
 
-def _cells(row: Found) -> list[str]:
+def _cells(row: Found, model: Found) -> list[str]:
     if "volume" not in row:
         return [str(row.get("problem", "-")), *"------"]
-    spread, stages, share = row["volume"], row.get("device_ms", {}), row.get("share_of_matmul_rate")
+    spread, stages = row["volume"], row.get("device_ms", {})
     return [
         f"{spread['median_ms']:.2f}",
         f"{spread['low_ms']:.2f} to {spread['high_ms']:.2f}",
         *(f"{stages[stage]:.3f}" if stage in stages else "-" for stage in _STAGES),
-        "-" if share is None else f"{100 * share:.1f} %",
+        _share(stages["encoder"] + stages["flow"] if stages else spread["median_ms"], model),
     ]
+
+
+def _has_roof(model: Found) -> bool:
+    return "volume" in model.get("flops", {}) and isinstance(model["rate"], float)
+
+
+def _share(ms: float, model: Found) -> str:
+    """Rate at which a volume's FLOPs were done in a time, of the one that a large matrix product reached."""
+    if not _has_roof(model):
+        return "-"
+    return f"{100 * model['flops']['volume'] / (ms / 1000) / (model['rate'] * 1e12):.1f} %"
 
 
 def _profile(model: Found) -> Iterator[str]:
@@ -231,7 +266,7 @@ def _profile(model: Found) -> Iterator[str]:
     best = best_device_ms(model)
     kind, variant = best[1].split(": ") if best else ("", "")
     by_batch = model.get("pipeline_by_batch", {}).get(variant.split(" ")[0], {})
-    profile = by_batch.get("profile") or model.get("pipeline_over_torch", {}).get(kind, {}).get("profile", {})
+    profile = by_batch.get("profile") or _kinds(model).get(kind, {}).get("profile", {})
     if "kernels" not in profile:
         return
     yield f"Where the {profile['kernels_ms']:.2f} ms of its kernels and copies go, the longest first:"

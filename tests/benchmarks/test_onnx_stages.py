@@ -2,15 +2,15 @@
 
 import numpy as np
 import pytest
+from random_batches import batches
 from simulated_cuda import SimulatedCuda
-from test_device_pipeline import WINDOWS, batches
 
+from ssn.benchmarks.gpu.onnx_stages import OnnxStages
 from ssn.core.bundle import load_bundle
 from ssn.export.variants import in_half
 from ssn.runtime.backend import StageTimes
 from ssn.runtime.device_pipeline import DevicePipeline
 from ssn.runtime.memory import BatchLayout
-from ssn.runtime.onnx_stages import OnnxStages
 from ssn.runtime.onnxruntime import OnnxRuntimeBackend
 from ssn.runtime.schedule import Schedule
 
@@ -48,11 +48,12 @@ def test_both_graphs_compute_between_the_buffers_of_the_pipeline(bundle, cuda, e
     dtype = {"fp32": "float32", "fp16": "float16"}[edges]
     layout = BatchLayout.of(bundle.spec, dtype, dtype)
     stages = OnnxStages(bundle if edges == "fp32" else in_half(bundle, edges), layout, provider="cpu")
-    pipeline = DevicePipeline(cuda, layout, WINDOWS, Queued(cuda, stages), Schedule(2))
+    pipeline = DevicePipeline(cuda, layout, 4, Queued(cuda, stages), Schedule(2))
     with OnnxRuntimeBackend(bundle) as backend:
         expected = np.concatenate(list(backend.run(batches(bundle), StageTimes())))
     for _ in range(2):
         given = np.concatenate(list(pipeline.run(batches(bundle), StageTimes())))
         np.testing.assert_allclose(given, expected, atol=1e-5 if edges == "fp32" else 0.1)
     assert cuda.launches == 0, "a graph of its own, and none of the pipeline's"
+    assert "encoder.onnx: Conv" in stages.on_the_cpu()
     stages.close()

@@ -1,11 +1,12 @@
-"""What the CUDA pipeline runs where no TensorRT engine does: a bundle's graphs in ONNX Runtime, on its buffers.
+"""ONNX Runtime as what computes in the CUDA pipeline: a bundle's graphs, on its stream and in its buffers.
 
-ONNX Runtime would copy in, compute, copy out and wait, one batch after the other. Here both sessions compute on the
-pipeline's stream, between addresses that stay the same, and return at once; copies pass beside them.
+By itself ONNX Runtime copies in, computes, copies out and waits, one batch after the other. Here both sessions compute
+on the pipeline's stream, between addresses that stay the same, and return at once; copies pass beside them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,15 @@ from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, Bundle
 from ssn.core.errors import BackendError
 from ssn.runtime.device_pipeline import Slot
 from ssn.runtime.memory import BatchLayout
-from ssn.runtime.onnx_sessions import RUN_ERRORS, Provider, cuda_options, open_session, provider_chain, session_options
+from ssn.runtime.onnx_sessions import (
+    PROVIDERS,
+    RUN_ERRORS,
+    Provider,
+    cuda_options,
+    open_session,
+    provider_chain,
+    session_options,
+)
 
 _Key = tuple[str, int, int, int]  # graph, slot, windows, places
 _Tensor = tuple[str, str, tuple[int, ...], int]  # name, type, shape, address
@@ -28,7 +37,7 @@ class OnnxStages:
     ----------
     bundle : whose graphs take slices and give features in the layout's types
     graphs : let ONNX Runtime capture each binding's work in a CUDA graph of its own
-    channels_last : compute convolutions in that layout, which tensor cores want
+    cuda : options of its CUDA provider
     provider : "cpu" only where a test has no device; the addresses are the host's then
     """
 
@@ -38,11 +47,11 @@ class OnnxStages:
         layout: BatchLayout,
         *,
         graphs: bool = True,
-        channels_last: bool = True,
+        cuda: Mapping[str, str] | None = None,
         provider: Provider = "cuda",
     ) -> None:
         self.captures = graphs
-        self._bundle, self._layout, self._channels_last, self._provider = bundle, layout, channels_last, provider
+        self._bundle, self._layout, self._cuda, self._provider = bundle, layout, dict(cuda or {}), provider
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._bindings: dict[_Key, tuple[Any, ort.RunOptions]] = {}
 
@@ -51,7 +60,8 @@ class OnnxStages:
         if graph not in self._sessions:
             options = session_options()
             options.enable_mem_pattern = False  # it allocates anew in a shape's second run, which may be captured
-            cuda = cuda_options(channels_last=self._channels_last)
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+            cuda = cuda_options() | self._cuda
             cuda |= {"user_compute_stream": str(int(stream)), "enable_cuda_graph": str(int(self.captures))}
             chain = provider_chain(self._provider, cuda)
             self._sessions[graph] = open_session(self._bundle, graph, options, chain, self._provider)
@@ -96,6 +106,17 @@ class OnnxStages:
     def flow(self, slot: Slot, windows: int, places: int, stream: Any) -> None:
         """Queue the flow."""
         self._run((FLOW_FILE, slot.number, windows, places), slot, stream)
+
+    def on_the_cpu(self) -> list[str]:
+        """Kinds of the nodes that the provider leaves to the CPU: with such ones no CUDA graph can be captured."""
+        found = [
+            f"{graph}: {node.op_type}"
+            for graph, session in self._sessions.items()
+            for part in session.get_provider_graph_assignment_info()
+            if part.ep_name == PROVIDERS["cpu"]
+            for node in part.get_nodes()
+        ]
+        return sorted(set(found))
 
     def close(self) -> None:
         """Let go of bindings and sessions, before the stream and the buffers that they know."""
