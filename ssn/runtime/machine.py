@@ -91,3 +91,14 @@ def cpu_name() -> str:
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def physical_cores(topology: Path = Path("/sys/devices/system/cpu")) -> int:
+    """Cores that this process may use, without their second hardware threads: those share what multiplies."""
+    if not hasattr(os, "sched_getaffinity"):
+        return cores()
+    try:
+        siblings = [topology / f"cpu{cpu}/topology/thread_siblings_list" for cpu in os.sched_getaffinity(0)]
+        return len({path.read_text() for path in siblings})
+    except OSError:
+        return cores()

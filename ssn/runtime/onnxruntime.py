@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, Bundle
 from ssn.core.errors import BackendError
 from ssn.runtime.backend import Batch, StageTimes, check_features, check_slices
-from ssn.runtime.machine import cores
+from ssn.runtime.machine import physical_cores
 from ssn.runtime.onnx_sessions import (
     RUN_ERRORS,
     Provider,
@@ -37,7 +37,7 @@ class OnnxRuntimeBackend:
     ----------
     bundle : Bundle
     threads : int or None
-        Threads in all, on a CPU; all cores if not given. An even number computes two parts of a batch side by side.
+        Threads in all, on a CPU; one a core if not given. An even number computes two parts of a batch side by side.
     provider : what computes. What a GPU provider lacks is computed by the next: TensorRT, CUDA, CPU.
     at_once : volumes that are computed at the same time on a CPU, by threads that share the sessions
     memory_limit : bytes that CUDA's memory pools may grow to, half of it for each session
@@ -67,7 +67,7 @@ class OnnxRuntimeBackend:
         require_provider(provider)
         options = session_options()
         self.at_once = at_once if provider == "cpu" else 1
-        share = (threads or cores()) // self.at_once
+        share = (threads or physical_cores()) // self.at_once
         self._parts = parts_at_once(share) if provider == "cpu" and self.at_once == 1 else 1
         if provider == "cpu":
             options.intra_op_num_threads = max(1, share // self._parts)
