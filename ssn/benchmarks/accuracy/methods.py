@@ -71,7 +71,7 @@ def all_methods(
     models: Mapping[str, Path], names: Sequence[str], train: Sequence[Path], sigma: float, tell: Tell
 ) -> dict[str, Build]:
     """Say how to open each trained model, and how to make each named method as `known_methods` does."""
-    trained: dict[str, Build] = {name: partial(open_trained, path, "cpu") for name, path in models.items()}
+    trained: dict[str, Build] = {name: partial(open_trained, path, "auto") for name, path in models.items()}
     return trained | known_methods(names, train, sigma, tell)
 
 
