@@ -44,7 +44,8 @@ PoolOption = Annotated[
     ),
 ]
 
-# Models of ssn.benchmarks.slice_models, named here because importing them takes seconds.
+# Models of ssn.benchmarks.slice_models and parts of ssn.benchmarks.gpu.suite, named here because importing those takes
+# seconds.
 SliceModel = Literal["compact", "wide_resnet50_2", "wide_resnet50_2-slab"]
 SliceModels = Literal["all", SliceModel]
 GpuPart = Literal["all", "torch", "onnxruntime", "tensorrt"]

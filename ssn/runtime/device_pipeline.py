@@ -52,14 +52,7 @@ class Slot:
 
 
 class Stages(Protocol):
-    """What computes: both queue their work on a stream and return at once.
-
-    Attributes
-    ----------
-    captures : it keeps what it queues in CUDA graphs of its own, and the pipeline need not
-    """
-
-    captures: bool
+    """What computes: both queue their work on a stream and return at once."""
 
     def encoder(self, slot: Slot, windows: int, stream: Any) -> None:
         """Features of the slot's first `windows` windows."""
@@ -192,7 +185,7 @@ class DevicePipeline:
             self._compute(key, lambda: self._stages.flow(slot, windows, places, stream), stream)
 
     def _compute(self, key: tuple[Stage, int, int, int], queue: Callable[[], None], stream: Any) -> None:
-        if self._stages.captures or not self.graphs:
+        if not self.graphs:
             queue()
         elif key in self._captured:
             self._cuda.launch(self._captured[key], stream)

@@ -23,8 +23,6 @@ class EngineStages:
     workspace, because all of them run on one stream.
     """
 
-    captures = False
-
     def __init__(self, module: Any, entry: EngineEntry, cuda: Cuda, layout: BatchLayout) -> None:
         self._module, self._cuda, self._layout = module, cuda, layout
         # Its own logger and not one of ours: it would call Python for every message, and from threads of its own while

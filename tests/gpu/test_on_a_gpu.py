@@ -114,7 +114,7 @@ def test_onnxruntime_in_the_pipeline_says_what_the_cpu_says(bundle, stack, expec
     layout = BatchLayout.of(bundle.spec, "float16", "float16")
     with Cuda() as cuda:
         stages = OnnxStages(half, layout, graphs=graphs)
-        pipeline = DevicePipeline(cuda, layout, 4, stages, Schedule(3 if overlap else 1, overlap), graphs=graphs)
+        pipeline = DevicePipeline(cuda, layout, 4, stages, Schedule(3 if overlap else 1, overlap), graphs=False)
         for _ in range(3):
             given = run_batches(pipeline, stack, bundle.spec.occupancy, 4 * layout.window, StageTimes())[1]
             assert np.abs(given - expected).max() < LIMIT

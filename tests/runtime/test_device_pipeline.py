@@ -23,8 +23,6 @@ WINDOWS = 4
 class Graphs:
     """ONNX Runtime on simulated device memory, queued like kernels."""
 
-    captures = False
-
     def __init__(self, cuda, bundle, layout):
         self.cuda, self.layout, self.shapes = cuda, layout, set()
         self.encoder_session, self.flow_session = (

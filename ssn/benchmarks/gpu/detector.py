@@ -99,8 +99,6 @@ class TorchStages:
     all computing is on one stream, so whoever gets such an address next uses it before or after, never at once.
     """
 
-    captures = False
-
     def __init__(self, detector: TorchDetector, layout: BatchLayout) -> None:
         self._detector, self._layout = detector, layout
 

@@ -36,7 +36,7 @@ class OnnxStages:
     Parameters
     ----------
     bundle : whose graphs take slices and give features in the layout's types
-    graphs : let ONNX Runtime capture each binding's work in a CUDA graph of its own
+    graphs : let ONNX Runtime capture each binding's work in a CUDA graph of its own; the pipeline captures none then
     cuda : options of its CUDA provider
     provider : "cpu" only where a test has no device; the addresses are the host's then
     """
@@ -50,7 +50,7 @@ class OnnxStages:
         cuda: Mapping[str, str] | None = None,
         provider: Provider = "cuda",
     ) -> None:
-        self.captures = graphs
+        self._graphs = graphs
         self._bundle, self._layout, self._cuda, self._provider = bundle, layout, dict(cuda or {}), provider
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._bindings: dict[_Key, tuple[Any, ort.RunOptions]] = {}
@@ -62,7 +62,7 @@ class OnnxStages:
             options.enable_mem_pattern = False  # it allocates anew in a shape's second run, which may be captured
             options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
             cuda = cuda_options() | self._cuda
-            cuda |= {"user_compute_stream": str(int(stream)), "enable_cuda_graph": str(int(self.captures))}
+            cuda |= {"user_compute_stream": str(int(stream)), "enable_cuda_graph": str(int(self._graphs))}
             chain = provider_chain(self._provider, cuda)
             self._sessions[graph] = open_session(self._bundle, graph, options, chain, self._provider)
         return self._sessions[graph]
@@ -85,7 +85,7 @@ class OnnxStages:
         binding.bind_output(name, device, 0, np.dtype(kind).type, shape, address)
         run = ort.RunOptions()
         run.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        if self.captures:
+        if self._graphs:
             run.add_run_config_entry("gpu_graph_id", str(len(self._bindings) + 1))
         return binding, run
 

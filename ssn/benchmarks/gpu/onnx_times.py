@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -11,7 +10,17 @@ from pathlib import Path
 import numpy as np
 
 from ssn.benchmarks.gpu.onnx_stages import OnnxStages
-from ssn.benchmarks.gpu.timing import WARM_UP, Opened, Report, attempt, consume, end_to_end, peak_memory, time_variants
+from ssn.benchmarks.gpu.timing import (
+    WARM_UP,
+    Opened,
+    Report,
+    attempt,
+    consume,
+    end_to_end,
+    first_volume,
+    pipeline_of,
+    time_variants,
+)
 from ssn.benchmarks.measure import interleaved
 from ssn.core.bundle import Bundle
 from ssn.core.slices import SliceStack
@@ -21,7 +30,6 @@ from ssn.runtime.cuda import Cuda
 from ssn.runtime.device_pipeline import DevicePipeline
 from ssn.runtime.memory import BatchLayout
 from ssn.runtime.onnxruntime import OnnxRuntimeBackend
-from ssn.runtime.schedule import DEFAULT_SLOTS, Schedule
 
 # Without `use_tf32` its convolutions do without tensor cores in FP16 as well (`deselect_numeric_notes` in its conv.cc).
 _TENSOR_CORES = {"use_tf32": "1"}
@@ -48,20 +56,13 @@ def _time_one(
 ) -> Report:
     opened = partial(OnnxRuntimeBackend, bundle, provider="cuda", cuda=options)
 
-    def once() -> float:
-        begin = time.perf_counter()
-        with opened() as backend:
-            consume(backend, batches, StageTimes())
-        return time.perf_counter() - begin
-
-    seconds, peak = peak_memory(once)
+    first = first_volume(opened, batches)
     with opened() as backend:
         run = partial(consume, backend, batches, StageTimes())
         spread = interleaved({"volume": run}, rounds=rounds, warm_up=WARM_UP)["volume"]
         return {
             "described": backend.describe(),
-            "first_volume_s": round(seconds, 2),
-            "peak_memory_mb": peak,
+            **first,
             "volume": spread.as_json(),
             "end_to_end": end_to_end(backend, bundle, scan, max_batch, rounds),
         }
@@ -85,10 +86,8 @@ class OnnxPipelines:
     def _opened(self, options: Mapping[str, str], overlap: bool, graphs: bool) -> Iterator[DevicePipeline]:
         with Cuda() as cuda:
             stages = OnnxStages(self._half, self._layout, graphs=graphs, cuda=options)
-            windows = self._max_batch // self._layout.window
-            schedule = Schedule(DEFAULT_SLOTS if overlap else 1, overlap)
             try:
-                yield DevicePipeline(cuda, self._layout, windows, stages, schedule, graphs=graphs)
+                yield pipeline_of(cuda, self._layout, self._max_batch, stages, overlap=overlap, graphs=False)
                 self._on_the_cpu = stages.on_the_cpu()
             finally:
                 cuda.drain()
@@ -101,30 +100,20 @@ class OnnxPipelines:
         """Time each layout with and without streams and graphs, its memory, and from file to map."""
         batches = self._batches(self._max_batch)
         for name, options in {"channels last": _CHANNELS_LAST, "channels first": _TENSOR_CORES}.items():
-            opened = partial(self._opened, options)
-            found = attempt(partial(self._first_volume, opened, batches, True))
+            opened, self._on_the_cpu = partial(self._opened, options), []
+            found = attempt(partial(first_volume, partial(opened, True, True), batches))
             graphs = "problem" not in found
             if not graphs:
-                without = attempt(partial(self._first_volume, opened, batches, False))
+                without = attempt(partial(first_volume, partial(opened, True, False), batches))
                 found = {"graphs_refused": found["problem"], **without}
             found["on_the_cpu"] = self._on_the_cpu
             yield name, found
-            found |= attempt(partial(self._difference, opened, graphs))
+            found["from_fp32"] = attempt(partial(self._difference, opened, graphs))
             yield name, found
             found |= attempt(partial(time_variants, opened, batches, rounds))
             yield name, found
             found["end_to_end"] = attempt(partial(self._end_to_end, opened, graphs, scan, rounds))
             yield name, found
-
-    def _first_volume(self, opened: Opened, batches: Sequence[Batch], graphs: bool) -> Report:
-        def once() -> float:
-            begin = time.perf_counter()
-            with opened(True, graphs) as pipeline:
-                consume(pipeline, batches, StageTimes())
-            return time.perf_counter() - begin
-
-        seconds, peak = peak_memory(once)
-        return {"first_volume_s": round(seconds, 2), "peak_memory_mb": peak}
 
     def _difference(self, opened: Opened, graphs: bool) -> Report:
         """Compare with FP32: batches of two sizes in turn, so that each shape comes again after the other."""

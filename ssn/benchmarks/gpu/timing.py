@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
@@ -14,9 +15,10 @@ from ssn.core.bundle import Bundle
 from ssn.core.errors import SsnError
 from ssn.runtime.backend import Batch, Runs, StageTimes
 from ssn.runtime.cuda import Cuda
-from ssn.runtime.device_pipeline import DevicePipeline
-from ssn.runtime.memory import MEGABYTE
+from ssn.runtime.device_pipeline import DevicePipeline, Stages
+from ssn.runtime.memory import MEGABYTE, BatchLayout
 from ssn.runtime.pipeline import infer_volume
+from ssn.runtime.schedule import DEFAULT_SLOTS, Schedule
 
 WARM_UP = 3
 # (overlap, graphs): what each of the two brings
@@ -84,12 +86,20 @@ def time_variants(opened: Opened, batches: Sequence[Batch], rounds: int) -> Repo
         name: {
             "volume": spread.as_json(),
             "device_ms": stages_ms(times[name], rounds),
-            "cuda_graphs": runners[name].graphs,
+            "cuda_graphs": _VARIANTS[name][1] and runners[name].graph_problem is None,
             "graph_problem": runners[name].graph_problem,
         }
         for name, spread in spreads.items()
     }
     return {"variants": variants, "profile": profile}
+
+
+def pipeline_of(
+    cuda: Cuda, layout: BatchLayout, max_batch: int, stages: Stages, *, overlap: bool, graphs: bool
+) -> DevicePipeline:
+    """Make the pipeline over what computes, with the product's own number of buffers or without overlap."""
+    schedule = Schedule(DEFAULT_SLOTS if overlap else 1, overlap)
+    return DevicePipeline(cuda, layout, max_batch // layout.window, stages, schedule, graphs=graphs)
 
 
 def _warmed(stack: ExitStack, opened: Opened, switches: tuple[bool, bool], batches: Sequence[Batch]) -> DevicePipeline:
@@ -118,6 +128,19 @@ def peak_memory(measure: Callable[[], T]) -> tuple[T, float]:
             done.set()
             sampler.join()
     return result, round((before - lowest) / MEGABYTE, 1)
+
+
+def first_volume(opened: Callable[[], AbstractContextManager[Runner]], batches: Sequence[Batch]) -> Report:
+    """Time a volume with all that comes before the first, and the GPU memory that it takes."""
+
+    def once() -> float:
+        begin = time.perf_counter()
+        with opened() as runner:
+            consume(runner, batches, StageTimes())
+        return time.perf_counter() - begin
+
+    seconds, peak = peak_memory(once)
+    return {"first_volume_s": round(seconds, 2), "peak_memory_mb": peak}
 
 
 def end_to_end(backend: Runs, bundle: Bundle, scan: Path, batch: int, rounds: int) -> Report:

@@ -22,6 +22,7 @@ from ssn.benchmarks.gpu.timing import (
     consume,
     end_to_end,
     peak_memory,
+    pipeline_of,
     stages_ms,
     time_variants,
 )
@@ -34,7 +35,6 @@ from ssn.runtime.cuda import Cuda
 from ssn.runtime.device_pipeline import DevicePipeline
 from ssn.runtime.memory import MEGABYTE, BatchLayout
 from ssn.runtime.onnxruntime import OnnxRuntimeBackend
-from ssn.runtime.schedule import DEFAULT_SLOTS, Schedule
 from ssn.train.checkpoint import Detector
 
 
@@ -89,10 +89,8 @@ class TorchPipelines:
             self._made[kind] = TorchDetector(self._detector, torch.float16, compiled=True, fused=kind == "fused")
             self._weights[kind] = torch.cuda.memory_allocated() - before
         with Cuda() as cuda:
-            schedule = Schedule(DEFAULT_SLOTS if overlap else 1, overlap)
             stages = TorchStages(self._made[kind], self._layout)
-            windows = max_batch // self._bundle.spec.grid.window
-            yield DevicePipeline(cuda, self._layout, windows, stages, schedule, graphs=graphs)
+            yield pipeline_of(cuda, self._layout, max_batch, stages, overlap=overlap, graphs=graphs)
 
     def _batches(self, max_batch: int) -> list[Batch]:
         return list(plan_batches(self._stack, self._bundle.spec.occupancy, max_batch))
