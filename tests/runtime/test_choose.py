@@ -8,6 +8,7 @@ from ssn.core.engine_record import FLOW_ENGINE
 from ssn.core.errors import BackendError, BundleError
 from ssn.runtime.choose import AUTO_ORDER, Request, open_backend, options
 from ssn.runtime.machine import look
+from ssn.runtime.onnx_sessions import cuda_options, provider_chain
 
 REBUILD = "ssn-export build-engine"
 
@@ -87,6 +88,32 @@ def test_a_modified_graph_is_an_error_and_not_passed_over(bundle):
 def test_without_engines_the_command_that_builds_them_is_named(bundle):
     with pytest.raises(BackendError, match=f"no engine; build one: {REBUILD}"):
         open_backend(bundle, Request(backend="tensorrt"), machine())
+
+
+def test_without_engines_tensorrt_by_name_falls_back_to_onnxruntimes_provider_and_auto_does_not(bundle, monkeypatch):
+    opened = []
+
+    def backend(bundle, threads=None, provider="cpu", *others):
+        opened.append(provider)
+        return "a backend"
+
+    monkeypatch.setattr("ssn.runtime.onnxruntime.OnnxRuntimeBackend", backend)
+    here = machine(providers=("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"))
+    choice = open_backend(bundle, Request(backend="tensorrt"), here)
+    assert choice.label == "onnxruntime with TensorrtExecutionProvider"
+    assert REBUILD in choice.passed_over[0]
+    assert open_backend(bundle, Request(), here).label == "onnxruntime on cuda"
+    assert opened == ["tensorrt", "cuda"]
+
+
+def test_the_tensorrt_provider_takes_what_it_lacks_from_cuda_and_the_cpu():
+    chain = provider_chain("tensorrt", cuda_options(memory_limit=2_000_000))
+    assert [name for name, _ in chain] == [
+        "TensorrtExecutionProvider",
+        "CUDAExecutionProvider",
+        "CPUExecutionProvider",
+    ]
+    assert dict(chain)["CUDAExecutionProvider"]["gpu_mem_limit"] == "1000000", "half of it for each session"
 
 
 def test_a_cpu_machine_runs_and_says_why_nothing_better_does(bundle):
