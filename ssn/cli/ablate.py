@@ -9,7 +9,15 @@ from typing import Annotated, Literal
 import typer
 
 from ssn.cli.console import progress_bar, user_errors
-from ssn.cli.options import ContrastOption, Data, DeviceOption, LayoutOption, PoolOption
+from ssn.cli.options import (
+    ContrastOption,
+    Data,
+    DeviceOption,
+    EncoderWeightsOption,
+    LayoutOption,
+    PoolOption,
+    encoder_weights_named,
+)
 
 
 class QuestionName(StrEnum):
@@ -41,9 +49,7 @@ def ablate(
         Literal["compact", "paper", "parity"], typer.Option(help="The base that every arm differs from in one thing.")
     ] = "compact",
     pool: PoolOption = None,
-    encoder_weights: Annotated[
-        str, typer.Option(help="Of the base: imagenet, none, or a safetensors file.")
-    ] = "imagenet",
+    encoder_weights: EncoderWeightsOption = "imagenet",
     tuned: Annotated[
         Path | None, typer.Option(help="encoder.safetensors of ssn-train finetune, for --question encoder.")
     ] = None,
@@ -79,7 +85,7 @@ def ablate(
         config, options = settings(preset)
         config = config.pooled(pool) if pool else config
         options = replace(options, epochs=epochs or options.epochs, batch=batch or options.batch)
-        weights = encoder_weights if encoder_weights in ("imagenet", "none") else Path(encoder_weights)
+        weights = encoder_weights_named(encoder_weights)
         arms = plan_arms([q.value for q in dict.fromkeys(question)], config, options, weights, tuned)  # type: ignore[arg-type]
         cases = open_ablation_data(data, layout, contrast, measure_on=measure_on, calibrate_on=calibrate_on)
         count = len({arm.run for arm in arms})

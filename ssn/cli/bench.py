@@ -9,7 +9,16 @@ import typer
 
 from ssn.cli import bench_speed
 from ssn.cli.console import measuring, reporting, user_errors
-from ssn.cli.options import ContrastOption, Data, GpuPart, LayoutOption, SliceModels, VersionOption
+from ssn.cli.options import (
+    ContrastOption,
+    Data,
+    EncoderWeightsOption,
+    GpuPart,
+    LayoutOption,
+    SliceModels,
+    VersionOption,
+    encoder_weights_named,
+)
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -43,6 +52,7 @@ def accuracy(
         Path | None, typer.Option(help="Data set of the train, calibration and validation splits, if another.")
     ] = None,
     validation: Annotated[Path | None, typer.Option(help="Data set of the validation split, if yet another.")] = None,
+    encoder_weights: EncoderWeightsOption = "imagenet",
     processes: Annotated[int, typer.Option(help="Methods that are measured at once.", min=1)] = 1,
     layout: LayoutOption = None,
     contrast: ContrastOption = None,
@@ -50,14 +60,15 @@ def accuracy(
 ) -> None:
     """Measure a trained model and other methods on the same test volumes with the same code.
 
-    Methods learn from the train split. Every method has three Dice thresholds: of the healthy calibration split, the
-    best on the validation split, and, marked as not to be used, the best on the test volumes themselves.
+    Methods learn from the train split; peers have the model's kind of encoder and its slices. Every method has three
+    Dice thresholds: of the healthy calibration split, the best on the validation split, and, marked as not to be
+    used, the best on the test volumes themselves.
     """
     with user_errors():
         from functools import partial
 
         from ssn.benchmarks.accuracy.measured import Splits
-        from ssn.benchmarks.accuracy.methods import all_methods, choose_methods, trained_models
+        from ssn.benchmarks.accuracy.methods import all_methods, choose_methods, peers_backbone, trained_models
         from ssn.benchmarks.accuracy.suite import compare, open_controls, output_files
         from ssn.core.outputs import check_file
         from ssn.train.datasets import open_split
@@ -68,6 +79,7 @@ def accuracy(
             check_file(path, overwrite=force)
         names = choose_methods(method)
         models = trained_models(model, also or ())
+        backbone = peers_backbone(model, encoder_weights_named(encoder_weights), names)
         learned = learned or data
         validation = validation or learned
         # A forced layout is the first data set's; another lies as it lies.
@@ -79,7 +91,7 @@ def accuracy(
             controls=open_controls(control or ()),
         )
         train = [case.image for case in open_split(learned, "train", own_layout, contrast)]
-        make = partial(all_methods, models, names, train, calibration_of(model).sigma)
+        make = partial(all_methods, models, names, train, backbone, calibration_of(model).sigma)
         with reporting() as tell:
             results = compare(make, splits, output, tell, processes)
         for name, result in results.items():

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from ssn.cli.console import progress_bar, user_errors
-from ssn.cli.options import ContrastOption, DeviceOption, LayoutOption
+from ssn.cli.options import ContrastOption, DeviceOption, EncoderWeightsOption, LayoutOption, encoder_weights_named
 
 
 def finetune(
@@ -17,9 +17,7 @@ def finetune(
     encoder: Annotated[
         Literal["compact", "paper"], typer.Option(help="compact: EfficientNet-Lite0. paper: WideResNet-50.")
     ] = "compact",
-    encoder_weights: Annotated[
-        str, typer.Option(help="What to start from: imagenet, none, or a safetensors file.")
-    ] = "imagenet",
+    encoder_weights: EncoderWeightsOption = "imagenet",
     iterations: Annotated[int, typer.Option(help="Steps.", min=1)] = 4000,
     batch: Annotated[int, typer.Option(help="Slices a step.", min=2)] = 32,
     encoder_learning_rate: Annotated[float, typer.Option(help="AdamW's, of the encoder.", min=0)] = 5e-5,
@@ -78,7 +76,7 @@ def finetune(
                 images,
                 output,
                 options,
-                weights=encoder_weights if encoder_weights in ("imagenet", "none") else Path(encoder_weights),  # type: ignore[arg-type]
+                weights=encoder_weights_named(encoder_weights),
                 resume=resume,
                 ranks=ranks,
                 progress=lambda done, loss: bar.update(steps, completed=done, description=f"loss {loss:.4f}"),

@@ -59,6 +59,20 @@ BatchOption = Annotated[
 ]
 
 
+EncoderWeightsOption = Annotated[
+    str, typer.Option("--encoder-weights", help="Of the encoder, to start from: imagenet, none, or a safetensors file.")
+]
+
+
+def encoder_weights_named(text: str) -> Literal["imagenet", "none"] | Path:
+    """Weights as `ssn.train.encoder.build_encoder` takes them, from `--encoder-weights`."""
+    match text:
+        case "imagenet" | "none":
+            return text
+        case _:
+            return Path(text)
+
+
 def _at_most_cores(threads: int | None) -> int | None:
     """Typer callback: more threads than cores only wait for each other."""
     if threads is None:

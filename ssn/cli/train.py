@@ -12,7 +12,16 @@ from ssn.cli.calibrate import volume_threshold
 from ssn.cli.check_data import check_data
 from ssn.cli.console import progress_bar, user_errors
 from ssn.cli.finetune import finetune
-from ssn.cli.options import ContrastOption, Data, DeviceOption, LayoutOption, PoolOption, VersionOption
+from ssn.cli.options import (
+    ContrastOption,
+    Data,
+    DeviceOption,
+    EncoderWeightsOption,
+    LayoutOption,
+    PoolOption,
+    VersionOption,
+    encoder_weights_named,
+)
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -73,7 +82,7 @@ def fit(
         typer.Option(help="The shipped model's, the published method's, or that with its fixed 96-slice window."),
     ] = "compact",
     pool: PoolOption = None,
-    encoder_weights: Annotated[str, typer.Option(help="imagenet, none, or a safetensors file.")] = "imagenet",
+    encoder_weights: EncoderWeightsOption = "imagenet",
     loss: Annotated[Literal["spp", "triplet", "hard", "none"], typer.Option(help="Contrastive term.")] = "spp",
     anomalies: Annotated[
         Literal["noise", "image"] | None,
@@ -124,7 +133,7 @@ def fit(
         }  # fmt: skip
         chosen = {name: value for name, value in given.items() if value is not None}
         options = replace(options, loss=loss, seed=seed, tune_encoder=tune_encoder, **chosen)  # type: ignore[arg-type]
-        weights = encoder_weights if encoder_weights in ("imagenet", "none") else Path(encoder_weights)
+        weights = encoder_weights_named(encoder_weights)
         with processes(device) as ranks, progress_bar(ranks.rank == 0) as bar:
             features = bar.add_task("features", total=len(cases))
             training = bar.add_task("training", total=options.epochs + options.tune_encoder)

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 from ssn.core.errors import DataError
 from ssn.core.geometry import ThickSlice
 from ssn.train.aggregation import SlicePool
+from ssn.train.encoder import EncoderWeights
 from ssn.train.losses import LossKind
 from ssn.train.network import ModelConfig
 from ssn.train.presets import FitOptions
@@ -21,7 +22,6 @@ Question = Literal[
     "normalisation", "rim",
 ]  # fmt: skip
 QUESTIONS: tuple[Question, ...] = get_args(Question)
-Weights = Literal["imagenet", "none"] | Path
 Scoring = Literal["place", "brain", "volume"]
 
 PLANE_CHANNELS, DEPTH_CHANNELS = 128, 64
@@ -47,7 +47,7 @@ class Arm:
     run: str
     config: ModelConfig
     options: FitOptions
-    weights: Weights
+    weights: EncoderWeights
     scoring: Scoring = "place"
 
     def training(self, seed: int) -> dict[str, Any]:
@@ -65,7 +65,11 @@ class Arm:
 
 
 def plan_arms(
-    questions: Sequence[Question], config: ModelConfig, options: FitOptions, weights: Weights, tuned: Path | None = None
+    questions: Sequence[Question],
+    config: ModelConfig,
+    options: FitOptions,
+    weights: EncoderWeights,
+    tuned: Path | None = None,
 ) -> list[Arm]:
     """List the arms of some questions about a base (`config`, `options`, `weights`).
 

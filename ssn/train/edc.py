@@ -10,14 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssn.train.encoder import EncoderConfig, build_encoder
+from ssn.train.encoder import EncoderConfig, EncoderWeights, build_encoder
 
 LEVELS = 3
 BATCH_NORM_MOMENTUM = 0.01
@@ -122,7 +120,7 @@ class EncoderDecoder(nn.Module):
     weights : as `build_encoder` takes them
     """
 
-    def __init__(self, config: EncoderConfig, weights: Literal["imagenet", "none"] | Path) -> None:
+    def __init__(self, config: EncoderConfig, weights: EncoderWeights) -> None:
         super().__init__()
         deepest = config.out_indices[-1]
         levels = tuple(range(max(deepest - LEVELS + 1, 0), deepest + 1))

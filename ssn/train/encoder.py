@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from ssn.core.errors import SsnError
 
+EncoderWeights = Literal["imagenet", "none"] | Path  # `build_encoder` says what each is
+
 # torch drops a library's operators when its object is collected, so it lives as long as this module.
 _stub_libraries: list[torch.library.Library] = []
 
@@ -98,7 +100,7 @@ class SliceEncoder(nn.Module):
         return maps
 
 
-def build_encoder(config: EncoderConfig, weights: Literal["imagenet", "none"] | Path) -> SliceEncoder:
+def build_encoder(config: EncoderConfig, weights: EncoderWeights) -> SliceEncoder:
     """Build an encoder, frozen and in evaluation mode.
 
     Parameters

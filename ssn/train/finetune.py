@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -19,7 +19,7 @@ from ssn.core.errors import DataError
 from ssn.train.checkpoint import OPTIMISER_FILE, optimiser_tensors, restore_optimiser
 from ssn.train.distributed import ONE_PROCESS, Ranks
 from ssn.train.edc import EncoderDecoder, contrast_loss
-from ssn.train.encoder import EncoderConfig
+from ssn.train.encoder import EncoderConfig, EncoderWeights
 from ssn.train.slice_images import SliceImages
 
 ENCODER_FILE, NETWORK_FILE, RECORD_FILE = "encoder.safetensors", "finetune.safetensors", "finetune.json"
@@ -62,7 +62,7 @@ def finetune(
     folder: Path,
     options: FinetuneOptions,
     *,
-    weights: Literal["imagenet", "none"] | Path = "imagenet",
+    weights: EncoderWeights = "imagenet",
     resume: bool = False,
     ranks: Ranks = ONE_PROCESS,
     progress: Callable[[int, float], None] = lambda iteration, loss: None,

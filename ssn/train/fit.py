@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -23,6 +22,7 @@ from ssn.train.checkpoint import (
     save_checkpoint,
 )
 from ssn.train.distributed import ONE_PROCESS, Ranks
+from ssn.train.encoder import EncoderWeights
 from ssn.train.features import AlteredFeatures, FeatureReader, VolumeFeatures, measure_whitening
 from ssn.train.joint import tune_together
 from ssn.train.losses import PUSHING_LOSSES
@@ -105,7 +105,7 @@ def fit(
     options: FitOptions,
     *,
     cache: Path,
-    weights: Any = "imagenet",  # noqa: ANN401 - as build_encoder takes them
+    weights: EncoderWeights = "imagenet",
     resume: bool = False,
     ranks: Ranks = ONE_PROCESS,
     accumulate: int = 1,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from ssn.core.geometry import PAPER_GRID, GridConfig, ThickSlice
 from ssn.core.intensity import Normalisation
 from ssn.train.aggregation import SlicePool, aggregate
-from ssn.train.encoder import COMPACT, PAPER, EncoderConfig, build_encoder
+from ssn.train.encoder import COMPACT, PAPER, EncoderConfig, EncoderWeights, build_encoder
 from ssn.train.flow import ConditionalFlow, FlowConfig, location_code, sincos_code
 
 
@@ -129,7 +128,7 @@ class FeatureNetwork(nn.Module):
     feature_mean: Tensor
     whitening: Tensor
 
-    def __init__(self, config: ModelConfig, weights: Literal["imagenet", "none"] | Path = "imagenet") -> None:
+    def __init__(self, config: ModelConfig, weights: EncoderWeights = "imagenet") -> None:
         super().__init__()
         self.config = config
         self.encoder = build_encoder(config.encoder, weights)

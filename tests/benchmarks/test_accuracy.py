@@ -12,6 +12,7 @@ from trees import ZOOMS, mask, plain, volume
 from typer.testing import CliRunner
 
 from ssn.benchmarks.accuracy import suite
+from ssn.benchmarks.accuracy.backbone import Backbone
 from ssn.benchmarks.accuracy.measured import (
     HEALTHY_QUANTILE,
     Splits,
@@ -191,7 +192,9 @@ def test_table_and_pictures_lie_beside_the_json_and_no_temporary_file_is_left(ca
 
 
 def test_several_processes_measure_the_same_and_the_table_keeps_its_order(cases, tmp_path):
-    make = partial(known_methods, ["z-score", "pca", "dark voxels"], [case.image for case in cases["train"]], 4.0)
+    make = partial(
+        known_methods, ["z-score", "pca", "dark voxels"], [case.image for case in cases["train"]], Backbone(), 4.0
+    )
     one, two = (suite.compare(make, splits(cases), tmp_path / f"{n}.json", quiet, processes=n) for n in (1, 2))
     assert list(two) == list(one) == ["z-score", "pca", "dark voxels"]
     for name, result in two.items():  # sums over other numbers of threads differ in their last digits
@@ -277,22 +280,3 @@ def test_a_trained_detector_has_the_threshold_of_its_calibration(model, cases):
     assert found.thresholds.healthy == pytest.approx(load_calibration(model).threshold)
     sample = healthy_sample(method, cases["calibration"], lambda: None)
     assert found.thresholds.healthy != pytest.approx(float(np.quantile(sample, HEALTHY_QUANTILE)))
-
-
-@pytest.mark.parametrize("name", ["patchcore", "padim", "cflow", "fastflow"])
-def test_a_peer_learns_healthy_slices_and_scores_a_volume_on_its_own_grid(cases, name):
-    pytest.importorskip("anomalib", reason="peers are anomalib's (extra peers)")
-    from ssn.benchmarks.accuracy.peers import PeerBudget, fit_peer, healthy_slices, peer_method, require_anomalib
-
-    require_anomalib()
-    budget = PeerBudget(slices_a_volume=4, patches=500, bank=100, padim_channels=10, cflow_epochs=1, fastflow_epochs=2)
-    slices = healthy_slices([case.image for case in cases["train"][:2]], budget)
-    assert slices.shape == (8, 1, 192, 192)
-    method = peer_method(name, fit_peer(name, slices, budget), budget, 4.0)
-    again = peer_method(name, fit_peer(name, slices, budget), budget, 4.0)
-    case = cases["test"][0]
-    scored = method(case.image)
-    assert scored.score_map.shape == read_volume(case.image).data.shape
-    assert np.isfinite(scored.score_map).all()
-    assert (scored.score_map[scored.brain] > 0).mean() > 0.9
-    np.testing.assert_array_equal(scored.score_map, again(case.image).score_map, "the same seed, the same map")

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from ssn.benchmarks.accuracy.autoencoder import AutoencoderBudget, fit_autoencoder
-from ssn.benchmarks.accuracy.peers import PeerBudget, PeerName, fit_peer, healthy_slices, peer_method, require_anomalib
+from ssn.benchmarks.accuracy.backbone import DEEPEST, Backbone
+from ssn.benchmarks.accuracy.peers import PeerBudget, PeerName, fit_peer, peer_method, require_anomalib
 from ssn.benchmarks.measure import Tell
 from ssn.benchmarks.results import OURS
 from ssn.core.errors import DataError
+from ssn.train.encoder import EncoderWeights
 from ssn.train.evaluate import Method
 from ssn.train.references import HealthyVolumes, intensity_method, reference_method, residual_method
 from ssn.train.trained import calibration_of, open_trained
@@ -67,20 +69,42 @@ def trained_models(model: Path, also: Sequence[str]) -> dict[str, Path]:
     return paths
 
 
+def peers_backbone(model: Path, weights: EncoderWeights, names: Sequence[str]) -> Backbone:
+    """Give the peers among `names` the model's slices and kind of encoder, with these weights.
+
+    Raises
+    ------
+    SsnError
+        If there is a peer among them, and the weights are out of reach or not the network's: said before any work.
+    """
+    backbone = Backbone.of(model, weights)
+    if set(names) & set(PEERS):
+        backbone.build((DEEPEST,))
+    return backbone
+
+
 def all_methods(
-    models: Mapping[str, Path], names: Sequence[str], train: Sequence[Path], sigma: float, tell: Tell
+    models: Mapping[str, Path],
+    names: Sequence[str],
+    train: Sequence[Path],
+    backbone: Backbone,
+    sigma: float,
+    tell: Tell,
 ) -> dict[str, Build]:
     """Say how to open each trained model, and how to make each named method as `known_methods` does."""
     trained: dict[str, Build] = {name: partial(open_trained, path, "auto") for name, path in models.items()}
-    return trained | known_methods(names, train, sigma, tell)
+    return trained | known_methods(names, train, backbone, sigma, tell)
 
 
-def known_methods(names: Sequence[str], train: Sequence[Path], sigma: float, tell: Tell) -> dict[str, Build]:
+def known_methods(
+    names: Sequence[str], train: Sequence[Path], backbone: Backbone, sigma: float, tell: Tell
+) -> dict[str, Build]:
     """Say how to make each named method; what several learn from is read once, when the first is made.
 
     Parameters
     ----------
     train : healthy volumes
+    backbone : of the peers
     sigma : mm, of the Gaussian over every method's scores
     """
 
@@ -91,7 +115,7 @@ def known_methods(names: Sequence[str], train: Sequence[Path], sigma: float, tel
 
     @cache
     def slices() -> Tensor:
-        return healthy_slices(train, PeerBudget(), partial(tell, "healthy slices"))
+        return backbone.healthy_slices(train, PeerBudget().slices_a_volume, partial(tell, "healthy slices"))
 
     def autoencoder() -> Method:
         residual = fit_autoencoder(blocks(), AutoencoderBudget(), partial(tell, "autoencoder 3d: training"))
@@ -99,7 +123,8 @@ def known_methods(names: Sequence[str], train: Sequence[Path], sigma: float, tel
 
     def peer(name: PeerName) -> Method:
         budget = PeerBudget()
-        return peer_method(name, fit_peer(name, slices(), budget, partial(tell, f"{name}: training")), budget, sigma)
+        model = fit_peer(name, slices(), backbone, budget, partial(tell, f"{name}: training"))
+        return peer_method(name, model, backbone, budget, sigma)
 
     makers: dict[str, Build] = {
         "z-score": lambda: reference_method("z-score", blocks(), sigma),

@@ -3,7 +3,7 @@
 CFLOW (Gudovskiy et al., WACV 2022), FastFlow (Yu et al., 2021), PatchCore (Roth et al., CVPR 2022) and PaDiM (Defard et
 al., ICPR 2021) are anomalib's torch models. Here are a plain training loop and the way from per-slice maps to a volume:
 
-- *Backbone.* timm's `tf_efficientnet_lite0` with ImageNet weights, frozen, as the compact detector has it. The
+- *Backbone.* The network of the detector that they are compared with, frozen (`ssn.benchmarks.accuracy.backbone`). The
   constructors build their own extractor; ours is put in its place. FastFlow's refuses every name but its own four: it
   is built for a resnet18, and its norms and flows are then made anew for our channels by anomalib's own function.
 - *Layers* are those each peer usually reads, by stride: PaDiM and FastFlow 4, 8, 16, PatchCore 8, 16, CFLOW 8, 16, 32.
@@ -24,14 +24,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssn.benchmarks.accuracy.backbone import Backbone
 from ssn.core.errors import BackendError, installing
-from ssn.core.geometry import GridConfig
 from ssn.core.scoring import smooth_map
-from ssn.core.slices import cut_slices
 from ssn.core.volume import read_volume
-from ssn.train.encoder import COMPACT, EncoderConfig, build_encoder, import_timm
+from ssn.train.encoder import import_timm
 from ssn.train.evaluate import Method, ScoredVolume
-from ssn.train.folding import folded
 
 PeerName = Literal["patchcore", "padim", "cflow", "fastflow"]
 LAYERS: dict[PeerName, tuple[int, ...]] = {
@@ -40,7 +38,6 @@ LAYERS: dict[PeerName, tuple[int, ...]] = {
     "cflow": (2, 3, 4),
     "fastflow": (1, 2, 3),
 }
-_GRID = GridConfig()
 _SLICES_AT_ONCE = 16
 Progress = Callable[[int, int], None]
 
@@ -94,55 +91,40 @@ def require_anomalib() -> None:
         ) from error
 
 
-def healthy_slices(paths: Sequence[Path], budget: PeerBudget, progress: Progress = lambda step, steps: None) -> Tensor:
-    """Slices (n, 1, H, W) that peers learn from, `slices_a_volume` of each healthy volume."""
-    chosen = []
-    for index, path in enumerate(paths):
-        slices = cut_slices(read_volume(path), _GRID, _GRID.plane // 4).slices
-        places = np.linspace(0, len(slices) - 1, budget.slices_a_volume).round().astype(int)
-        chosen.append(torch.from_numpy(slices[places]))
-        progress(index + 1, len(paths))
-    return torch.cat(chosen)[:, None]
-
-
-def _backbone(layers: tuple[int, ...]) -> nn.Module:
-    return folded(build_encoder(EncoderConfig(COMPACT.name, layers), "imagenet"))
-
-
-def _collect_embeddings(model: nn.Module, slices: Tensor, progress: Progress) -> None:
+def _collect_embeddings(model: nn.Module, slices: Tensor, backbone: Backbone, progress: Progress) -> None:
     """Show a model all healthy slices once; in training mode PatchCore and PaDiM keep what they see."""
-    model.train()
+    model.to(backbone.device).train()
     batches = slices.split(_SLICES_AT_ONCE)
     for index, batch in enumerate(batches):
-        model(batch)
+        model(batch.to(backbone.device))
         progress(index + 1, len(batches))
 
 
-def _fit_patchcore(slices: Tensor, budget: PeerBudget, progress: Progress) -> nn.Module:
+def _fit_patchcore(slices: Tensor, backbone: Backbone, budget: PeerBudget, progress: Progress) -> nn.Module:
     from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 
     layers = LAYERS["patchcore"]
-    model = PatchcoreModel(layers=layers, backbone=COMPACT.name, pre_trained=False)
-    model.feature_extractor.feature_extractor = _backbone(layers)
+    model = PatchcoreModel(layers=layers, backbone=backbone.name, pre_trained=False)
+    model.feature_extractor.feature_extractor = backbone.build(layers)
     model.anomaly_map_generator.blur = nn.Identity()
-    _collect_embeddings(model, slices, progress)
+    _collect_embeddings(model, slices, backbone, progress)
     rows = torch.vstack(model.embedding_store)
     # Patches of brain only: no other is ever scored, so the bank holds more of what matters.
     inside = (F.avg_pool2d((slices > 0).float(), 2 ** (layers[0] + 1)) >= 0.5).flatten().nonzero()[:, 0]
-    kept = rows[inside[torch.randperm(len(inside))[: budget.patches]]]
+    kept = rows[inside[torch.randperm(len(inside))[: budget.patches]].to(rows.device)]
     model.embedding_store = [kept]
     model.subsample_embedding(min(1.0, (budget.bank + 0.5) / len(kept)))
     return model
 
 
-def _fit_padim(slices: Tensor, budget: PeerBudget, progress: Progress) -> nn.Module:
+def _fit_padim(slices: Tensor, backbone: Backbone, budget: PeerBudget, progress: Progress) -> nn.Module:
     from anomalib.models.image.padim.torch_model import PadimModel
 
     layers = LAYERS["padim"]
-    model = PadimModel(COMPACT.name, list(layers), pre_trained=False, n_features=budget.padim_channels)
-    model.feature_extractor.feature_extractor = _backbone(layers)
+    model = PadimModel(backbone.name, list(layers), pre_trained=False, n_features=budget.padim_channels)
+    model.feature_extractor.feature_extractor = backbone.build(layers)
     model.anomaly_map_generator.blur = nn.Identity()
-    _collect_embeddings(model, slices, progress)
+    _collect_embeddings(model, slices, backbone, progress)
     model.fit()
     return model
 
@@ -171,24 +153,25 @@ class _HealthyScale(nn.Module):
         return len(maps) - torch.stack(maps).sum(0)[:, 0]
 
 
-def _fit_cflow(slices: Tensor, budget: PeerBudget, progress: Progress) -> nn.Module:
+def _fit_cflow(slices: Tensor, backbone: Backbone, budget: PeerBudget, progress: Progress) -> nn.Module:
     from anomalib.models.image.cflow.torch_model import CflowModel
     from anomalib.models.image.cflow.utils import get_logp, positional_encoding_2d
 
     layers = LAYERS["cflow"]
-    model = CflowModel(COMPACT.name, layers, pre_trained=False)
-    model.encoder.feature_extractor = _backbone(layers)
-    model.decoders.train()
+    model = CflowModel(backbone.name, layers, pre_trained=False)
+    model.encoder.feature_extractor = backbone.build(layers)
+    model.to(backbone.device).decoders.train()
     optimiser = torch.optim.Adam(model.decoders.parameters(), budget.cflow_rate)
     count = -(-len(slices) // _SLICES_AT_ONCE)
     highest = [-np.inf] * len(layers)
     for epoch in range(budget.cflow_epochs):
         for index, chosen in enumerate(torch.randperm(len(slices)).split(_SLICES_AT_ONCE)):
-            features = model.encoder(slices[chosen])
+            features = model.encoder(slices[chosen].to(backbone.device))
             for place, (layer, decoder) in enumerate(zip(layers, model.decoders, strict=True)):
                 images, channels, rows, columns = features[layer].shape
                 values = features[layer].permute(0, 2, 3, 1).flatten(0, 2)
-                codes = positional_encoding_2d(model.condition_vector, rows, columns).flatten(1).T.repeat(images, 1)
+                codes = positional_encoding_2d(model.condition_vector, rows, columns).flatten(1).T
+                codes = codes.repeat(images, 1).to(backbone.device)
                 for part in torch.randperm(len(values)).split(budget.cflow_rows):
                     latent, log_determinant = decoder(values[part], [codes[part]])
                     log_likelihood = get_logp(channels, latent, log_determinant) / channels
@@ -204,16 +187,16 @@ def _fit_cflow(slices: Tensor, budget: PeerBudget, progress: Progress) -> nn.Mod
     return model
 
 
-def _fit_fastflow(slices: Tensor, budget: PeerBudget, progress: Progress) -> nn.Module:
+def _fit_fastflow(slices: Tensor, backbone: Backbone, budget: PeerBudget, progress: Progress) -> nn.Module:
     from anomalib.models.image.fastflow.loss import FastflowLoss
     from anomalib.models.image.fastflow.torch_model import FastflowModel, create_fast_flow_block
 
-    encoder: Any = _backbone(LAYERS["fastflow"])
-    size = (_GRID.plane, _GRID.plane)
+    encoder: Any = backbone.build(LAYERS["fastflow"])
+    size = (backbone.grid.plane, backbone.grid.plane)
     model = FastflowModel(size, "resnet18", pre_trained=False)
     model.feature_extractor = encoder
     shapes = [
-        [channels, _GRID.plane // stride, _GRID.plane // stride]
+        [channels, backbone.grid.plane // stride, backbone.grid.plane // stride]
         for channels, stride in zip(encoder.channels, encoder.strides, strict=True)
     ]
     model.norms = nn.ModuleList(nn.LayerNorm(shape) for shape in shapes)
@@ -221,14 +204,14 @@ def _fit_fastflow(slices: Tensor, budget: PeerBudget, progress: Progress) -> nn.
     model.fast_flow_blocks = nn.ModuleList(
         create_fast_flow_block(shape, conv3x3_only=False, hidden_ratio=1.0, flow_steps=8) for shape in shapes
     )
-    model.train()
+    model.to(backbone.device).train()
     loss_of = FastflowLoss()
     trained = [*model.norms.parameters(), *model.fast_flow_blocks.parameters()]
     optimiser = torch.optim.Adam(trained, budget.fastflow_rate, weight_decay=1e-5)
     count = -(-len(slices) // budget.fastflow_batch)
     for epoch in range(budget.fastflow_epochs):
         for index, chosen in enumerate(torch.randperm(len(slices)).split(budget.fastflow_batch)):
-            loss = loss_of(*model(slices[chosen]))
+            loss = loss_of(*model(slices[chosen].to(backbone.device)))
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -236,7 +219,7 @@ def _fit_fastflow(slices: Tensor, budget: PeerBudget, progress: Progress) -> nn.
     return model
 
 
-_FITS: dict[PeerName, Callable[[Tensor, PeerBudget, Progress], nn.Module]] = {
+_FITS: dict[PeerName, Callable[[Tensor, Backbone, PeerBudget, Progress], nn.Module]] = {
     "patchcore": _fit_patchcore,
     "padim": _fit_padim,
     "cflow": _fit_cflow,
@@ -247,30 +230,35 @@ _OFFSETS: dict[PeerName, float] = {"fastflow": 1.0}
 
 
 def fit_peer(
-    name: PeerName, slices: Tensor, budget: PeerBudget, progress: Progress = lambda step, steps: None
+    name: PeerName,
+    slices: Tensor,
+    backbone: Backbone,
+    budget: PeerBudget,
+    progress: Progress = lambda step, steps: None,
 ) -> nn.Module:
-    """Train a peer on healthy slices (n, 1, H, W); the same seed and slices give the same model."""
+    """Train a peer on the backbone's healthy slices (n, 1, H, W); the same seed and slices give the same model."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(budget.seed)
         np.random.seed(budget.seed)  # PatchCore's random projection draws from numpy's global generator
-        return _FITS[name](slices, budget, progress).eval()
+        return _FITS[name](slices, backbone, budget, progress).eval()
 
 
-def peer_method(name: PeerName, model: nn.Module, budget: PeerBudget, sigma: float) -> Method:
+def peer_method(name: PeerName, model: nn.Module, backbone: Backbone, budget: PeerBudget, sigma: float) -> Method:
     """Make a trained peer a method; `sigma` is the Gaussian's, mm."""
     step = 2 ** (LAYERS[name][0] + 1)
-    cells = _GRID.plane // step
-    spare = (_GRID.window - budget.slices_a_window) // 2  # slices of a window before the scored ones, and after
+    grid = backbone.grid
+    cells = grid.plane // step
+    spare = (grid.window - budget.slices_a_window) // 2  # slices of a window before the scored ones, and after
 
     @torch.inference_mode()
     def method(path: Path) -> ScoredVolume:
         volume = read_volume(path)
-        stack = cut_slices(volume, _GRID, cells)
-        slices = torch.from_numpy(stack.slices).reshape(-1, _GRID.window, 1, _GRID.plane, _GRID.plane)
+        stack = backbone.cut(volume, cells)
+        slices = torch.from_numpy(stack.slices).reshape(-1, grid.window, 1, grid.plane, grid.plane)
         found = []
-        for batch in slices[:, spare : _GRID.window - spare].flatten(0, 1).split(_SLICES_AT_ONCE):
-            anomaly_map = model(batch).anomaly_map.reshape(len(batch), 1, _GRID.plane, _GRID.plane)
-            found.append(F.avg_pool2d(anomaly_map, step))
+        for batch in slices[:, spare : grid.window - spare].flatten(0, 1).split(_SLICES_AT_ONCE):
+            anomaly_map = model(batch.to(backbone.device)).anomaly_map.reshape(len(batch), 1, grid.plane, grid.plane)
+            found.append(F.avg_pool2d(anomaly_map, step).cpu())
         values = torch.cat(found).reshape(-1, budget.slices_a_window, cells * cells).mean(1).flatten().numpy()
         places = stack.occupied_places(0.5)
         scores = values[places - stack.first * cells**2] + np.float32(_OFFSETS.get(name, 0.0))
