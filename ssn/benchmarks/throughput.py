@@ -23,7 +23,8 @@ from ssn.core.bundle import Bundle, load_bundle
 from ssn.core.errors import BackendError
 from ssn.core.volume import read_volume
 from ssn.runtime.backend import DEFAULT_BATCH, Backend, StageTimes, run_batches
-from ssn.runtime.cohort import Job, run_jobs, volumes_at_once
+from ssn.runtime.cohort import run_jobs, volumes_at_once
+from ssn.runtime.jobs import Job
 from ssn.runtime.machine import cores
 from ssn.runtime.memory import MEGABYTE
 from ssn.runtime.onnxruntime import OnnxRuntimeBackend

@@ -44,7 +44,7 @@ def calibrate(
         from ssn.runtime.backend import DEFAULT_BATCH
         from ssn.runtime.calibrate import calibrate_on, write_calibrated
         from ssn.runtime.choose import Request, open_backend
-        from ssn.runtime.cohort import find_volumes
+        from ssn.runtime.jobs import find_volumes
         from ssn.runtime.packaged import DEFAULT_BUNDLE
 
         opened = load_bundle(model or DEFAULT_BUNDLE)

@@ -13,7 +13,7 @@ from ssn.cli.console import progress_bar, user_errors
 from ssn.cli.options import BackendOption, BatchOption, DeviceOption, ThreadsOption, VersionOption
 
 if TYPE_CHECKING:
-    from ssn.runtime.cohort import Job, Outcome
+    from ssn.runtime.jobs import Job, Outcome
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -71,8 +71,10 @@ def infer(
         from ssn.core.bundle import load_bundle
         from ssn.runtime.backend import DEFAULT_BATCH
         from ssn.runtime.choose import Request, open_backend
-        from ssn.runtime.cohort import TABLE_FILE, find_jobs, run_jobs, volumes_at_once
+        from ssn.runtime.cohort import run_jobs, volumes_at_once
+        from ssn.runtime.jobs import find_jobs
         from ssn.runtime.memory import MEGABYTE
+        from ssn.runtime.overview import overview_paths
         from ssn.runtime.packaged import DEFAULT_BUNDLE, DEMO_VOLUME
 
         jobs = find_jobs([DEMO_VOLUME] if demo else inputs or [])
@@ -119,7 +121,7 @@ def infer(
                 finished=finished,
             )
         if len(jobs) > 1:
-            typer.echo(_total(outcomes, output / TABLE_FILE), err=True)
+            typer.echo(_total(outcomes, overview_paths(output, pictures=not no_png)[-1]), err=True)
         if any(outcome.error for outcome in outcomes):
             raise typer.Exit(1)
 

@@ -1,8 +1,7 @@
-"""Many volumes: finding them, running several at once, and the table of their scores."""
+"""Many volumes, several at once."""
 
 from __future__ import annotations
 
-import csv
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from ssn.core.atomic import atomic_path, printable
+from ssn.core.atomic import printable
 from ssn.core.bundle import Bundle
-from ssn.core.errors import OutputError, SsnError, VolumeError
+from ssn.core.errors import SsnError
 from ssn.core.outputs import make_folder
 from ssn.runtime.backend import Backend, Batch, StageTimes
+from ssn.runtime.jobs import Job, Outcome
 from ssn.runtime.machine import cores
 from ssn.runtime.outputs import (
     finished_record,
@@ -29,39 +29,10 @@ from ssn.runtime.outputs import (
     refuse_foreign,
     write_outputs,
 )
+from ssn.runtime.overview import overview_paths, write_overview
 from ssn.runtime.pipeline import infer_volume
 
-TABLE_FILE = "scores.csv"
 MOST_AT_ONCE = 8  # volumes, of some 130 MB each; more cores compute each volume faster instead
-_SUFFIXES = (".nii.gz", ".nii")
-_OWN_OUTPUTS = ("_anomaly", "_mask")
-_COLUMNS = ("file", "score", "p_value", "abnormal", "above_threshold_ml", "highest_z", "seconds", "error")
-
-
-@dataclass(frozen=True)
-class Job:
-    """An input and the name its outputs begin with."""
-
-    path: Path
-    name: str
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A finished volume: its JSON record, or the error that ended it.
-
-    Attributes
-    ----------
-    ended : `time.perf_counter()` when it and all before it were on disk, or had failed
-    seconds : from the end of the volume before, or from the beginning, to the end of this one: volumes overlap, so the
-        sum of a volume's stages is longer
-    """
-
-    job: Job
-    record: dict[str, Any] | None
-    error: str | None
-    ended: float
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -71,63 +42,6 @@ class _Ended:
     record: dict[str, Any] | None
     error: str | None
     at: float
-
-
-def _stem(path: Path) -> str:
-    for suffix in _SUFFIXES:
-        if path.name.lower().endswith(suffix):
-            return path.name[: -len(suffix)]
-    return path.name
-
-
-def find_volumes(inputs: Sequence[Path]) -> list[Path]:
-    """List the volumes among files and folders; of folders, the NIfTI files in them that aren't our own outputs.
-
-    Raises
-    ------
-    VolumeError
-        If a folder holds no volume.
-    """
-    paths: list[Path] = []
-    for given in inputs:
-        if not given.is_dir():
-            paths.append(given)
-            continue
-        found = sorted(
-            path
-            for path in given.iterdir()
-            if path.name.lower().endswith(_SUFFIXES)
-            and not path.name.startswith(".")
-            and not _stem(path).endswith(_OWN_OUTPUTS)
-        )
-        if not found:
-            raise VolumeError(f"{given}: holds no .nii or .nii.gz file")
-        paths.extend(found)
-    return paths
-
-
-def find_jobs(inputs: Sequence[Path]) -> list[Job]:
-    """List the volumes among files and folders, and how their outputs are named.
-
-    Raises
-    ------
-    VolumeError
-        If a folder holds no volume.
-    OutputError
-        If two inputs would have the same outputs.
-    """
-    jobs: dict[str, Job] = {}
-    for path in find_volumes(inputs):
-        job = Job(path, _stem(path))
-        if job.name in jobs and job.path == jobs[job.name].path:
-            continue
-        if job.name in jobs:
-            raise OutputError(
-                f"{path}: its outputs would have the same names as those of {jobs[job.name].path}; "
-                "run them into different output folders"
-            )
-        jobs[job.name] = job
-    return list(jobs.values())
 
 
 def volumes_at_once(jobs: int, threads: int | None) -> int:
@@ -176,8 +90,8 @@ def run_jobs(
     for job in jobs:
         paths = output_paths(folder, job.name, picture=picture)
         (refuse_foreign if overwrite else refuse_existing)(paths)
-    if len(jobs) > 1 and not overwrite:
-        refuse_existing([folder / TABLE_FILE])
+    if len(jobs) > 1:
+        (refuse_foreign if overwrite else refuse_existing)(overview_paths(folder, pictures=picture))
     gated = _Gated(backend)
 
     def run(job: Job) -> _Ended:
@@ -213,7 +127,7 @@ def run_jobs(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     if len(jobs) > 1 and any(outcome.record for outcome in outcomes):
-        write_table(folder / TABLE_FILE, outcomes, overwrite=overwrite)
+        write_overview(folder, outcomes, bundle, pictures=picture, overwrite=overwrite)
     return outcomes
 
 
@@ -227,34 +141,3 @@ class _Gated:
     def run(self, batches: Iterable[Batch], times: StageTimes) -> Generator[NDArray[np.float32], None, None]:
         with self._free, closing(self._backend.run(batches, times)) as results:
             yield from results
-
-
-def write_table(path: Path, outcomes: Sequence[Outcome], *, overwrite: bool) -> None:
-    """Write `scores.csv`, a row a volume, highest score first and failures last."""
-
-    def row(outcome: Outcome) -> dict[str, object]:
-        if outcome.record is None:
-            return {
-                "file": printable(outcome.job.path.name),
-                "seconds": round(outcome.seconds, 2),
-                "error": outcome.error,
-            }
-        record = outcome.record
-        return {
-            "file": printable(outcome.job.path.name),
-            "score": record["volume"]["score"],
-            "p_value": record["volume"]["p_value"],
-            "abnormal": int(record["volume"]["abnormal"]),
-            "above_threshold_ml": record["map"]["above_threshold_ml"],
-            "highest_z": record["map"]["highest_z"],
-            "seconds": round(outcome.seconds, 2),
-        }
-
-    rows = sorted((row(outcome) for outcome in outcomes), key=lambda r: -float(str(r.get("score", -1e9))))
-    with (
-        atomic_path(path, overwrite=overwrite) as temporary,
-        temporary.open("w", encoding="utf-8", newline="") as stream,
-    ):
-        writer = csv.DictWriter(stream, _COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)

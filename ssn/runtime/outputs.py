@@ -19,6 +19,7 @@ from ssn.core.volume import OWN_MARK, write_map
 from ssn.runtime.backend import Backend
 from ssn.runtime.result import Result, as_record
 
+PAGE_MARK = '<meta name="generator" content="ssn">'
 OUTPUT_SUFFIXES = ("_anomaly.nii.gz", "_mask.nii.gz", ".json", ".png")
 
 
@@ -50,6 +51,8 @@ def _own(path: Path) -> bool:
             return "intended_use" in json.loads(path.read_text(encoding="utf-8"))
         if path.name.endswith(".nii.gz"):
             return bytes(nib.load(path).header["descrip"].item()).startswith(OWN_MARK)
+        if path.suffix == ".html":
+            return PAGE_MARK in path.read_text(encoding="utf-8")
     except (OSError, ValueError, TypeError, nib.filebasedimages.ImageFileError):
         return False
     return True

@@ -13,7 +13,8 @@ from brains import brain_file
 from ssn.core.bundle import load_bundle
 from ssn.core.errors import OutputError
 from ssn.runtime import cohort
-from ssn.runtime.cohort import find_jobs, run_jobs, volumes_at_once
+from ssn.runtime.cohort import run_jobs, volumes_at_once
+from ssn.runtime.jobs import find_jobs
 from ssn.runtime.onnxruntime import OnnxRuntimeBackend
 from ssn.runtime.outputs import write_outputs
 

@@ -1,0 +1,96 @@
+"""Which volumes are computed, how their outputs are named, and how each ended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssn.core.errors import OutputError, VolumeError
+
+_SUFFIXES = (".nii.gz", ".nii")
+_OWN_OUTPUTS = ("_anomaly", "_mask")
+
+
+@dataclass(frozen=True)
+class Job:
+    """An input and the name its outputs begin with."""
+
+    path: Path
+    name: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished volume: its JSON record, or the error that ended it.
+
+    Attributes
+    ----------
+    ended : `time.perf_counter()` when it and all before it were on disk, or had failed
+    seconds : from the end of the volume before, or from the beginning, to the end of this one: volumes overlap, so the
+        sum of a volume's stages is longer
+    """
+
+    job: Job
+    record: dict[str, Any] | None
+    error: str | None
+    ended: float
+    seconds: float
+
+
+def _stem(path: Path) -> str:
+    for suffix in _SUFFIXES:
+        if path.name.lower().endswith(suffix):
+            return path.name[: -len(suffix)]
+    return path.name
+
+
+def find_volumes(inputs: Sequence[Path]) -> list[Path]:
+    """List the volumes among files and folders; of folders, the NIfTI files in them that aren't our own outputs.
+
+    Raises
+    ------
+    VolumeError
+        If a folder holds no volume.
+    """
+    paths: list[Path] = []
+    for given in inputs:
+        if not given.is_dir():
+            paths.append(given)
+            continue
+        found = sorted(
+            path
+            for path in given.iterdir()
+            if path.name.lower().endswith(_SUFFIXES)
+            and not path.name.startswith(".")
+            and not _stem(path).endswith(_OWN_OUTPUTS)
+        )
+        if not found:
+            raise VolumeError(f"{given}: holds no .nii or .nii.gz file")
+        paths.extend(found)
+    return paths
+
+
+def find_jobs(inputs: Sequence[Path]) -> list[Job]:
+    """List the volumes among files and folders, and how their outputs are named.
+
+    Raises
+    ------
+    VolumeError
+        If a folder holds no volume.
+    OutputError
+        If two inputs would have the same outputs.
+    """
+    jobs: dict[str, Job] = {}
+    for path in find_volumes(inputs):
+        job = Job(path, _stem(path))
+        if job.name in jobs and job.path == jobs[job.name].path:
+            continue
+        if job.name in jobs:
+            raise OutputError(
+                f"{path}: its outputs would have the same names as those of {jobs[job.name].path}; "
+                "run them into different output folders"
+            )
+        jobs[job.name] = job
+    return list(jobs.values())

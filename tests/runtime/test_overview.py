@@ -1,0 +1,91 @@
+"""The page of a cohort: every volume in it, every link to a file that is there, and no markup out of a name."""
+
+import csv
+from html.parser import HTMLParser
+from urllib.parse import unquote
+
+import pytest
+from brains import brain_file
+
+from ssn.core.bundle import load_bundle
+from ssn.core.errors import OutputError
+from ssn.runtime.cohort import run_jobs
+from ssn.runtime.jobs import find_jobs
+from ssn.runtime.onnxruntime import OnnxRuntimeBackend
+
+NAMES = ("a&b <i>#1%20?", 'quote"d', "plain_T2w")
+
+
+class Page(HTMLParser):
+    """Texts, links and pictures of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.texts, self.tags, self.links = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [value for name, value in attrs if name in ("href", "src")]
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def run(scans, out, bundle_folder, picture=True, **options):
+    bundle = load_bundle(bundle_folder)
+    settings = {"threshold": None, "batch": 24, "picture": picture, "overwrite": False} | options
+    with OnnxRuntimeBackend(bundle, threads=1) as backend:
+        return run_jobs(find_jobs([scans]), out, bundle, backend, **settings)
+
+
+@pytest.fixture
+def scans(tmp_path):
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for seed, name in enumerate(NAMES):
+        brain_file(folder / f"{name}.nii", zooms=(5.0, 5.0, 5.0), seed=seed)
+    return folder
+
+
+def test_the_page_shows_each_volume_in_the_table_s_order_and_links_to_what_is_there(scans, tmp_path, tiny_bundle):
+    (scans / "broken.nii").write_bytes(b"<b>no</b>")
+    out = tmp_path / "out"
+    run(scans, out, tiny_bundle)
+    page = Page((out / "index.html").read_text(encoding="utf-8"))
+    with (out / "scores.csv").open(newline="") as table:
+        rows = list(csv.DictReader(table))
+    shown = [text for text in page.texts if text.endswith(".nii")]
+    wanted = [row["file"] for row in rows[:3]]
+    assert shown == wanted * 2, "once in the table, once above its picture"
+    assert {"i", "b"}.isdisjoint(page.tags), "a name is text"
+    files = [unquote(link) for link in page.links if not link.startswith("#")]
+    assert sorted(files) == sorted(
+        f"{n}{s}" for n in NAMES for s in ("_anomaly.nii.gz", "_mask.nii.gz", ".json", ".png")
+    )
+    assert all((out / file).is_file() for file in files)
+    text = "".join(page.texts)
+    assert "its name says t2" in text
+    assert rows[3]["error"] in text
+    assert "1 not computed" in text
+    assert "Research use only" in text
+
+
+def test_without_pictures_there_is_no_page(scans, tmp_path, tiny_bundle):
+    run(scans, tmp_path / "out", tiny_bundle, picture=False)
+    assert (tmp_path / "out" / "scores.csv").exists()
+    assert not (tmp_path / "out" / "index.html").exists()
+
+
+def test_a_page_of_somebody_else_is_never_replaced_and_ours_is_on_request(scans, tmp_path, tiny_bundle):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "index.html").write_text("<h1>my site</h1>")
+    with pytest.raises(OutputError, match="not written by ssn"):
+        run(scans, out, tiny_bundle, overwrite=True)
+    assert [path.name for path in out.iterdir()] == ["index.html"], "said before anything is computed"
+    (out / "index.html").unlink()
+    run(scans, out, tiny_bundle)
+    with pytest.raises(OutputError, match="exists already"):
+        run(scans, out, tiny_bundle)
+    run(scans, out, tiny_bundle, overwrite=True)
