@@ -67,9 +67,8 @@ def test_drawing_random_weights_leaves_the_caller_s_random_numbers_alone():
 @pytest.mark.parametrize("name", ["patchcore", "padim", "cflow", "fastflow"])
 def test_a_peer_learns_healthy_slices_and_scores_a_volume_on_its_own_grid(healthy, checkpoint, tmp_path, name):
     pytest.importorskip("anomalib", reason="peers are anomalib's (extra peers)")
-    from ssn.benchmarks.accuracy.peers import PeerBudget, fit_peer, peer_method, require_anomalib
+    from ssn.benchmarks.accuracy.peers import PeerBudget, fit_peer, peer_method
 
-    require_anomalib()
     budget = PeerBudget(slices_a_volume=4, patches=500, bank=100, padim_channels=10, cflow_epochs=1, fastflow_epochs=2)
     lesioned = volume(tmp_path / "lesioned.nii.gz", 30, lesion=True)
     for backbone in (Backbone(), Backbone.of(checkpoint, "none")):

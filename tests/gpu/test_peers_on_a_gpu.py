@@ -13,9 +13,8 @@ def test_a_peer_finds_the_same_on_both(name, tmp_path, monkeypatch):
     pytest.importorskip("anomalib", reason="peers are anomalib's (extra peers)")
     import ssn.benchmarks.accuracy.backbone as backbone_module
     from ssn.benchmarks.accuracy.backbone import Backbone
-    from ssn.benchmarks.accuracy.peers import PeerBudget, fit_peer, peer_method, require_anomalib
+    from ssn.benchmarks.accuracy.peers import PeerBudget, fit_peer, peer_method
 
-    require_anomalib()
     budget = PeerBudget(slices_a_volume=8, patches=2000, bank=400, padim_channels=10, cflow_epochs=1, fastflow_epochs=2)
     healthy = [brain_file(tmp_path / f"{seed}.nii", seed=seed) for seed in range(2)]
     lesioned = brain_file(tmp_path / "lesioned.nii", lesion=True, seed=9)

@@ -237,6 +237,7 @@ def fit_peer(
     progress: Progress = lambda step, steps: None,
 ) -> nn.Module:
     """Train a peer on the backbone's healthy slices (n, 1, H, W); the same seed and slices give the same model."""
+    require_anomalib()  # in a process of its own nothing has imported it yet, and it must come after timm
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(budget.seed)
         np.random.seed(budget.seed)  # PatchCore's random projection draws from numpy's global generator
