@@ -82,6 +82,10 @@ def fit(
         typer.Option(help="The shipped model's, the published method's, or that with its fixed 96-slice window."),
     ] = "compact",
     pool: PoolOption = None,
+    whiten: Annotated[
+        bool | None,
+        typer.Option("--whiten/--no-whiten", help="Whiten the features (extension). The preset's if not given."),
+    ] = None,
     encoder_weights: EncoderWeightsOption = "imagenet",
     loss: Annotated[Literal["spp", "triplet", "hard", "none"], typer.Option(help="Contrastive term.")] = "spp",
     anomalies: Annotated[
@@ -126,6 +130,7 @@ def fit(
         cases = open_split(data, "train", layout, contrast)
         config, options = settings(preset)
         config = config.pooled(pool) if pool else config
+        config = config if whiten is None else replace(config, whiten=whiten)
         given = {
             "epochs": epochs, "batch": batch, "learning_rate": learning_rate,
             "noise": noise, "share": share, "mix": mix, "anomalies": anomalies, "precision": precision,
