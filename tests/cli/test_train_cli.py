@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from trees import brats, plain
 from typer.testing import CliRunner
 
@@ -10,6 +11,7 @@ from ssn.cli import bench, export, train
 from ssn.cli.ablate import QuestionName
 from ssn.train.arms import QUESTIONS
 from ssn.train.calibrate import load_calibration
+from ssn.train.checkpoint import load_checkpoint
 
 
 def run(app, *arguments):
@@ -44,6 +46,18 @@ def test_a_model_fitted_on_a_folder_is_measured_on_brats(model, patients, tmp_pa
     assert row["lesion"] == "tumour"
     assert row["volume_ml"] == pytest.approx(17, rel=0.25), "known from the mask, in millilitres of its voxels"
     assert 0 <= row["auroc"] <= 1
+
+
+def test_features_are_whitened_as_the_preset_says_or_as_asked(model, healthy, tmp_path):
+    settings = ("--encoder-weights", "none", "--loss", "none", "--epochs", 1, "--share", 0.02, "--device", "cpu")
+    plainly = run(
+        train.app, "fit", healthy, "-o", tmp_path / "plain", "--no-whiten", "--cache", model / "features", *settings
+    )
+    assert plainly.exit_code == 0, plainly.output
+    whitening = {folder: load_checkpoint(folder).network.whitening for folder in (model, tmp_path / "plain")}
+    identity = torch.eye(len(whitening[model]))
+    assert not torch.allclose(whitening[model], identity), "measured on the training volumes: the compact preset's"
+    assert torch.equal(whitening[tmp_path / "plain"], identity)
 
 
 @pytest.fixture(scope="module")
