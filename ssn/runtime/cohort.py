@@ -87,11 +87,11 @@ def run_jobs(
     """
     overwrite = overwrite or resume
     make_folder(folder)
+    refuse = refuse_foreign if overwrite else refuse_existing
     for job in jobs:
-        paths = output_paths(folder, job.name, picture=picture)
-        (refuse_foreign if overwrite else refuse_existing)(paths)
+        refuse(output_paths(folder, job.name, picture=picture))
     if len(jobs) > 1:
-        (refuse_foreign if overwrite else refuse_existing)(overview_paths(folder, pictures=picture))
+        refuse(overview_paths(folder, pictures=picture))
     gated = _Gated(backend)
 
     def run(job: Job) -> _Ended:

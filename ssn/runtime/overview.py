@@ -24,7 +24,7 @@ h1 { font-size: 1.4rem; margin-bottom: .3rem; } h2 { font-size: 1.05rem; margin:
 a { color: #46dcff; } p { color: #a2a4ad; margin: .2rem 0 1rem; }
 table { border-collapse: collapse; } th { color: #a2a4ad; font-weight: normal; }
 th, td { padding: .15rem 1.4rem .15rem 0; text-align: right; border-bottom: 1px solid #26282e; }
-th:first-child, td:first-child, td.text { text-align: left; } .abnormal { color: #fac83c; }
+th:first-child, td:first-child { text-align: left; } .abnormal { color: #fac83c; }
 img { max-width: 100%; height: auto; }
 """
 
@@ -121,7 +121,7 @@ def _section(number: int, job: Job, record: dict[str, Any]) -> str:
     """Show a volume's doubts, files and picture, which says its scores itself."""
     paths = [quote(os.fsencode(path.name)) for path in output_paths(Path(), job.name)]
     files = ", ".join(
-        f'<a href="{path}">{what}</a>' for path, what in zip(paths, ("map", "mask", "JSON"), strict=False)
+        f'<a href="{path}">{what}</a>' for path, what in zip(paths[:3], ("map", "mask", "JSON"), strict=True)
     )
     doubts = "".join(f"<p>Warning: {html.escape(doubt)}</p>\n" for doubt in record["input"]["doubts"])
     return (

@@ -1,13 +1,19 @@
 """Peers look with what the detector looks with: its slices, and its encoder's network."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from trees import mask, plain, volume
 from typer.testing import CliRunner
 
-from ssn.benchmarks.accuracy.backbone import DEEPEST, Backbone
+from ssn.benchmarks.accuracy.backbone import Backbone
+from ssn.benchmarks.accuracy.methods import peers_backbone
 from ssn.cli import bench
+from ssn.core.errors import BundleError, SsnError
 from ssn.core.geometry import PAPER_GRID
 from ssn.core.volume import read_volume
 from ssn.runtime.packaged import DEFAULT_BUNDLE
@@ -43,6 +49,15 @@ def test_the_packaged_model_s_peers_have_its_encoder_and_slices():
     assert spec == Backbone(COMPACT.name, "imagenet")
 
 
+def test_a_bundle_that_does_not_name_its_encoder_is_refused(tmp_path):
+    folder = shutil.copytree(DEFAULT_BUNDLE, tmp_path / "bundle")
+    manifest = json.loads((folder / "bundle.json").read_text())
+    del manifest["architecture"]
+    (folder / "bundle.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="does not name its encoder"):
+        Backbone.of(folder, "imagenet")
+
+
 def test_a_checkpoint_s_peers_see_its_window_with_its_random_weights(checkpoint, healthy):
     backbone = Backbone.of(checkpoint, "none")
     slices = backbone.healthy_slices(healthy, 5)
@@ -53,7 +68,15 @@ def test_a_checkpoint_s_peers_see_its_window_with_its_random_weights(checkpoint,
     own = load_checkpoint(checkpoint).network.encoder(slices)
     for mine, theirs in zip(own, backbone.build((2, 3))(slices), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)  # folded, so not to the last digit
-    assert backbone.build((DEEPEST,)).strides == [32]
+    assert backbone.build((4,)).strides == [32]
+
+
+def test_an_encoder_s_own_file_serves_the_peers_that_read_no_deeper(checkpoint, tmp_path):
+    tuned = tmp_path / "encoder.safetensors"  # without the last stage, as ssn-train finetune writes it
+    save_file(load_checkpoint(checkpoint).network.encoder.state_dict(), tuned)
+    assert peers_backbone(checkpoint, tuned, ["z-score", "patchcore"]).weights == tuned
+    with pytest.raises(SsnError, match=r"encoder\.safetensors: not the weights of this encoder: layer 'layer4"):
+        peers_backbone(checkpoint, tuned, ["cflow"])
 
 
 def test_drawing_random_weights_leaves_the_caller_s_random_numbers_alone():

@@ -23,8 +23,6 @@ from ssn.train.encoder import COMPACT, EncoderConfig, EncoderWeights, SliceEncod
 from ssn.train.folding import folded
 from ssn.train.trained import is_bundle
 
-DEEPEST = 4  # index of the last stage that a peer reads, of stride 32
-
 
 @dataclass(frozen=True)
 class Backbone:

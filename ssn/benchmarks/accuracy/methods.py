@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from ssn.benchmarks.accuracy.autoencoder import AutoencoderBudget, fit_autoencoder
-from ssn.benchmarks.accuracy.backbone import DEEPEST, Backbone
-from ssn.benchmarks.accuracy.peers import PeerBudget, PeerName, fit_peer, peer_method, require_anomalib
+from ssn.benchmarks.accuracy.backbone import Backbone
+from ssn.benchmarks.accuracy.peers import LAYERS, PeerBudget, PeerName, fit_peer, peer_method, require_anomalib
 from ssn.benchmarks.measure import Tell
 from ssn.benchmarks.results import OURS
 from ssn.core.errors import DataError
@@ -78,8 +78,9 @@ def peers_backbone(model: Path, weights: EncoderWeights, names: Sequence[str]) -
         If there is a peer among them, and the weights are out of reach or not the network's: said before any work.
     """
     backbone = Backbone.of(model, weights)
-    if set(names) & set(PEERS):
-        backbone.build((DEEPEST,))
+    deepest = [LAYERS[peer][-1] for peer in PEERS if peer in names]
+    if deepest:
+        backbone.build((max(deepest),))
     return backbone
 
 
