@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -16,6 +16,7 @@ from ssn.cli.options import (
     EncoderWeightsOption,
     LayoutOption,
     PoolOption,
+    PresetOption,
     encoder_weights_named,
 )
 
@@ -30,6 +31,7 @@ class QuestionName(StrEnum):
     ANOMALIES = "anomalies"
     DECAY = "decay"
     SLICES = "slices"
+    WHITENING = "whitening"
     FLOW = "flow"
     WIDTH = "width"
     CALIBRATION = "calibration"
@@ -45,9 +47,7 @@ def ablate(
         typer.Option(help="What to vary, one at a time; may be given several times."),
     ] = [QuestionName.LOSS, QuestionName.AGGREGATION, QuestionName.CODE],  # noqa: B006 - typer copies it
     seeds: Annotated[int, typer.Option(help="Runs of each arm: seeds 0 to N - 1.", min=1)] = 3,
-    preset: Annotated[
-        Literal["compact", "paper", "parity"], typer.Option(help="The base that every arm differs from in one thing.")
-    ] = "compact",
+    preset: PresetOption = "compact",
     pool: PoolOption = None,
     encoder_weights: EncoderWeightsOption = "imagenet",
     tuned: Annotated[

@@ -35,6 +35,13 @@ DeviceOption = Annotated[
     Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where to compute; auto: a GPU if there is one.")
 ]
 
+PresetOption = Annotated[
+    Literal["compact", "wide", "paper", "parity"],
+    typer.Option(
+        help="Model and training: the shipped model's (compact), the same with the published encoder (wide), the "
+        "published method (paper), or that on its fixed window of 96 slices (parity)."
+    ),
+]
 PoolOption = Annotated[
     Literal["mean", "max", "attention", "slab", "middle", "none"] | None,
     typer.Option(

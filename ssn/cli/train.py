@@ -19,6 +19,7 @@ from ssn.cli.options import (
     EncoderWeightsOption,
     LayoutOption,
     PoolOption,
+    PresetOption,
     VersionOption,
     encoder_weights_named,
 )
@@ -77,10 +78,7 @@ def fit(
     output: Output,
     layout: LayoutOption = None,
     contrast: ContrastOption = None,
-    preset: Annotated[
-        Literal["compact", "paper", "parity"],
-        typer.Option(help="The shipped model's, the published method's, or that with its fixed 96-slice window."),
-    ] = "compact",
+    preset: PresetOption = "compact",
     pool: PoolOption = None,
     whiten: Annotated[
         bool | None,

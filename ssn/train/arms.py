@@ -18,8 +18,8 @@ from ssn.train.network import ModelConfig
 from ssn.train.presets import FitOptions
 
 Question = Literal[
-    "loss", "encoder", "aggregation", "code", "anomalies", "decay", "slices", "flow", "width", "calibration",
-    "normalisation", "rim",
+    "loss", "encoder", "aggregation", "code", "anomalies", "decay", "slices", "whitening", "flow", "width",
+    "calibration", "normalisation", "rim",
 ]  # fmt: skip
 QUESTIONS: tuple[Question, ...] = get_args(Question)
 Scoring = Literal["place", "brain", "volume"]
@@ -129,6 +129,11 @@ def _models(question: Question, config: ModelConfig) -> dict[str, ModelConfig]:
         case "code":
             codes = {"none": (0, 0), "in-plane": (plane, 0), "in-plane + depth": (plane, depth)}
             return {name: replace(config, plane_channels=p, depth_channels=d) for name, (p, d) in codes.items()}
+        case "whitening":
+            return {
+                "whitened": replace(config, whiten=True),
+                "as they are": replace(config, whiten=False, components=None),
+            }
         case "flow":
             counts = sorted({*BLOCKS, config.blocks}, reverse=True)
             return {f"{blocks} blocks": replace(config, blocks=blocks) for blocks in counts}

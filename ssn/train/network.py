@@ -81,6 +81,11 @@ class ModelConfig:
             encoder=COMPACT, width=None, pool="slab", whiten=True, blocks=4, plane_channels=64, depth_channels=32
         )
 
+    @classmethod
+    def wide(cls) -> ModelConfig:
+        """Return the published encoder and flow with what the compact configuration gained from."""
+        return cls(pool="slab", whiten=True, depth_channels=64)
+
     @property
     def thick(self) -> ThickSlice | None:
         """How a window becomes one slice before the encoder, where it does."""

@@ -60,20 +60,27 @@ class FitOptions:
         return {name: value for name, value in asdict(self).items() if name not in ("epochs", "tune_encoder")}
 
 
-# For the compact model: few passes of small steps, so that a CPU trains it in minutes; the rate ends at a hundredth.
+# Few passes of small steps, so that a CPU trains the compact model in minutes; the rate ends at a hundredth.
 COMPACT_OPTIONS = FitOptions(
     epochs=10, batch=1024, share=0.15, mix=30, decay_epochs=1, decay=0.6, anomalies="image", precision="bf16"
 )
 
-Preset = Literal["compact", "paper", "parity"]
+Preset = Literal["compact", "wide", "paper", "parity"]
 
 
 def preset(name: Preset) -> tuple[ModelConfig, FitOptions]:
     """Model and training by name.
 
-    `compact` is the shipped model's; `paper` the published method on the whole brain; `parity` the published
-    method on its fixed window of 96 slices, with min-max intensities, for comparison with published figures.
+    `compact` is the shipped model's; `wide` the published encoder with all that won on the compact one; `paper` the
+    published method on the whole brain; `parity` the published method on its fixed window of 96 slices, with min-max
+    intensities, for comparison with published figures.
     """
-    if name == "compact":
-        return ModelConfig.compact(), COMPACT_OPTIONS
-    return (ModelConfig() if name == "paper" else ModelConfig.paper()), FitOptions()
+    match name:
+        case "compact":
+            return ModelConfig.compact(), COMPACT_OPTIONS
+        case "wide":
+            return ModelConfig.wide(), COMPACT_OPTIONS
+        case "paper":
+            return ModelConfig(), FitOptions()
+        case "parity":
+            return ModelConfig.paper(), FitOptions()

@@ -78,6 +78,7 @@ def test_each_arm_differs_from_the_base_in_one_thing(tmp_path):
     assert planned["width", "88 components"].config.components == 88
     assert planned["width", "hidden layers of 48"].config.hidden == 48
     assert planned["slices", "middle"].config.pool == "middle"
+    assert not planned["whitening", "as they are"].config.whiten
     assert planned["width", "code twice as long"].config.depth_channels == 2 * base.config.depth_channels
     assert planned["rim", "brain only"].config.brain_only
     assert planned["anomalies", "image, 12 blobs"].options.blobs == 12
@@ -94,8 +95,8 @@ def test_the_base_answers_every_question_and_is_one_run():
     bases = {question: value for (question, value), arm in planned.items() if arm.run == "base"}
     assert bases == {
         "loss": "spp", "aggregation": "slab", "code": "in-plane + depth", "anomalies": "image", "slices": "slab",
-        "decay": "0.9 every 10 epochs", "flow": "4 blocks", "width": "full", "calibration": "place",
-        "normalisation": "robust", "rim": "with background",
+        "whitening": "whitened", "decay": "0.9 every 10 epochs", "flow": "4 blocks", "width": "full",
+        "calibration": "place", "normalisation": "robust", "rim": "with background",
     }  # fmt: skip
     assert planned["loss", "triplet"].options.anomalies == "noise", "the only ones that the triplet loss knows"
 
