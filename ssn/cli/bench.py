@@ -56,6 +56,10 @@ def accuracy(
     processes: Annotated[int, typer.Option(help="Methods that are measured at once.", min=1)] = 1,
     layout: LayoutOption = None,
     contrast: ContrastOption = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="Folder to keep each method's result in: what is there is not measured again."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the files.")] = False,
 ) -> None:
     """Measure a trained model and other methods on the same test volumes with the same code.
@@ -67,16 +71,19 @@ def accuracy(
     with user_errors():
         from functools import partial
 
+        from ssn.benchmarks.accuracy.kept import Kept, describe_methods
         from ssn.benchmarks.accuracy.measured import Splits
         from ssn.benchmarks.accuracy.methods import all_methods, choose_methods, peers_backbone, trained_models
         from ssn.benchmarks.accuracy.suite import compare, open_controls, output_files
-        from ssn.core.outputs import check_file
+        from ssn.core.outputs import check_file, check_folder
         from ssn.train.datasets import open_split
         from ssn.train.evaluate import print_table
         from ssn.train.trained import calibration_of
 
         for path in output_files(output).values():
             check_file(path, overwrite=force)
+        if cache:
+            check_folder(cache)
         names = choose_methods(method)
         models = trained_models(model, also or ())
         backbone = peers_backbone(model, encoder_weights_named(encoder_weights), names)
@@ -91,9 +98,10 @@ def accuracy(
             controls=open_controls(control or ()),
         )
         train = [case.image for case in open_split(learned, "train", own_layout, contrast)]
-        make = partial(all_methods, models, names, train, backbone, calibration_of(model).sigma)
+        given = (models, names, train, backbone, calibration_of(model).sigma)
+        kept = Kept(cache, describe_methods(*given)) if cache else None
         with reporting() as tell:
-            results = compare(make, splits, output, tell, processes)
+            results = compare(partial(all_methods, *given), splits, output, tell, processes, kept)
         for name, result in results.items():
             print_table(name, result["summary"])
         for path in output_files(output).values():

@@ -99,12 +99,16 @@ def test_a_threshold_has_one_origin(model, patients, tmp_path):
 
 
 def test_references_learn_from_one_data_set_and_all_are_measured_on_another(model, healthy, patients, tmp_path):
-    result = run(
-        bench.app, "accuracy", model, patients, "--learned", healthy, "--validation", patients,
-        "--contrast", "flair", "-o", tmp_path / "a.json",
-    )  # fmt: skip
-    assert result.exit_code == 0, result.output
-    assert set(json.loads((tmp_path / "a.json").read_text())) == {"ssn", "z-score", "pca"}
+    wanted = ("--learned", healthy, "--validation", patients, "--contrast", "flair", "-o", tmp_path / "a.json")
+    found, written = [], []
+    for force in ((), ("--force",)):
+        result = run(bench.app, "accuracy", model, patients, *wanted, "--cache", tmp_path / "measured", *force)
+        assert result.exit_code == 0, result.output
+        found.append(json.loads((tmp_path / "a.json").read_text()))
+        written.append({path.name: path.stat().st_mtime_ns for path in (tmp_path / "measured").iterdir()})
+    assert set(found[0]) == {"ssn", "z-score", "pca"}
+    assert len(written[0]) == 3
+    assert (found[1], written[1]) == (found[0], written[0]), "seconds too: nothing was measured again"
 
 
 def test_a_contrast_that_was_not_chosen_is_one_clear_line(model, patients, tmp_path):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ssn.benchmarks.accuracy.kept import Kept, load_measured, save_measured
 from ssn.benchmarks.accuracy.measured import Splits
+from ssn.benchmarks.accuracy.methods import Build
 from ssn.benchmarks.accuracy.pictures import choose_slices, draw_curves, draw_montage, write_figure
 from ssn.benchmarks.accuracy.table import markdown
 from ssn.benchmarks.accuracy.workers import Make, Measured, measure_at_once, measure_in_turn
@@ -43,7 +45,9 @@ def open_controls(paths: Sequence[Path]) -> dict[str, list[Case]]:
     }
 
 
-def compare(make: Make, splits: Splits, output: Path, tell: Tell, processes: int = 1) -> dict[str, Any]:
+def compare(
+    make: Make, splits: Splits, output: Path, tell: Tell, processes: int = 1, kept: Kept | None = None
+) -> dict[str, Any]:
     """Measure the methods and write everything; existing files are replaced.
 
     The JSON is written anew after each method: what is cut off leaves what it measured.
@@ -52,22 +56,24 @@ def compare(make: Make, splits: Splits, output: Path, tell: Tell, processes: int
     ----------
     make : says how to make each method, in the order of the table
     processes : methods that are measured at once
+    kept : methods that were measured before are taken from there, and the others added
 
     Returns
     -------
     What the JSON holds: by method, thresholds, summary, pooled areas, controls, seconds and volumes.
+
+    Raises
+    ------
+    DataError
+        If a kept file is damaged, or the volumes can't be used (`measure`).
     """
     files = output_files(output)
     shown = choose_slices(splits.test)
     places = {item.case.name: item.index for item in shown}
     builds = make(tell)
-    if processes == 1:
-        methods = measure_in_turn(builds, splits, places, tell)
-    else:
-        methods = measure_at_once(make, list(builds), splits, places, tell, processes)
     found: dict[str, Measured] = {}
     results: dict[str, Any] = {}
-    for one in methods:
+    for one in _each(make, builds, splits, places, tell, processes, kept):
         found[one.name] = one
         found = {name: found[name] for name in builds if name in found}
         results = {name: own.accuracy.as_json() | {"seconds": dict(own.seconds)} for name, own in found.items()}
@@ -77,3 +83,28 @@ def compare(make: Make, splits: Splits, output: Path, tell: Tell, processes: int
     write_figure(files["curves"], draw_curves(measured), overwrite=True)
     write_figure(files["montage"], draw_montage(shown, measured), overwrite=True)
     return results
+
+
+def _each(
+    make: Make,
+    builds: Mapping[str, Build],
+    splits: Splits,
+    places: Mapping[str, int],
+    tell: Tell,
+    processes: int,
+    kept: Kept | None,
+) -> Iterator[Measured]:
+    """Yield each method: first those that were measured before, then the others as they are done."""
+    paths = {name: kept.path(name, splits, places) for name in builds} if kept else {}
+    before = [name for name, path in paths.items() if path.exists()]
+    for name in before:
+        yield load_measured(paths[name], name)
+    missing = {name: build for name, build in builds.items() if name not in before}
+    if processes == 1:
+        methods = measure_in_turn(missing, splits, places, tell)
+    else:
+        methods = measure_at_once(make, list(missing), splits, places, tell, processes)
+    for one in methods:
+        if kept:
+            save_measured(paths[one.name], one)
+        yield one
