@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from ssn.core.bundle import INTENDED_USE, load_bundle
+from ssn.core.bundle import CARD_FILE, INTENDED_USE, load_bundle
 from ssn.runtime.packaged import DEFAULT_BUNDLE
 
 METRICS = ("auroc", "auprc", "dice", "dice_healthy", "pro", "slice_auroc", "slice_auprc")
@@ -113,7 +113,7 @@ def main() -> None:
         "- The input must be skull-stripped. Raw heads are refused where they can be told.",
         "",
     ]
-    (DEFAULT_BUNDLE / "MODEL_CARD.md").write_text("\n".join(lines))
+    (DEFAULT_BUNDLE / CARD_FILE).write_text("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from rich.progress import Progress
 
 
@@ -37,7 +39,9 @@ def user_errors() -> Iterator[None]:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # What is ignored stays so: a shell starts its background jobs without SIGINT.
+    heard = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, _interrupt) for number in heard}
     try:
         yield
     except SsnError as error:
@@ -60,7 +64,15 @@ def user_errors() -> Iterator[None]:
         typer.echo("Interrupted.", err=True)
         raise typer.Exit(130) from None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Interrupt once: another signal would cut short what the first one has cleaned up."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def progress_bar(shown: bool = True, *, by_itself: bool = True) -> Progress:
@@ -77,7 +89,7 @@ def progress_bar(shown: bool = True, *, by_itself: bool = True) -> Progress:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         console=Console(stderr=True),
-        disable=not (shown and sys.stderr.isatty()),
+        disable=not (shown and sys.stderr is not None and sys.stderr.isatty()),
         auto_refresh=by_itself,
     )
 

@@ -239,7 +239,7 @@ def _print_bundle(opened: Bundle, engines: list[tuple[EngineEntry, str | None]])
         "modality": spec.modality,
         "grid": grid + (" (published window)" if spec.grid.paper else ""),
         "map cells": f"{spec.cells} x {spec.cells} x {spec.grid.windows}, {spec.features} features",
-        "encoder": str(opened.manifest.get("architecture", {}).get("encoder", {}).get("name", "?")),
+        "encoder": opened.encoder_name or "?",
         "map threshold": f"{calibration.threshold:.2f} ({calibration.threshold_rate:.2%} of healthy brain above)",
         "volume threshold": f"{calibration.volume_threshold:.2f} "
         f"(5 % of {calibration.healthy_scores.size} healthy volumes above)",

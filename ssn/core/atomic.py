@@ -48,7 +48,7 @@ def atomic_path(path: Path | str, *, overwrite: bool = False) -> Iterator[Path]:
     temporary = path.with_name(f".tmp-{secrets.token_hex(6)}-{path.name[-_KEPT_NAME:]}")
     try:
         yield temporary
-        temporary.replace(path)
+        _take_name(temporary, path, overwrite=overwrite)
     except (OSError, UnicodeEncodeError) as error:
         # UnicodeEncodeError: a name that the file system's encoding cannot hold.
         raise OutputError(_cannot_write(path, error)) from error
@@ -56,6 +56,24 @@ def atomic_path(path: Path | str, *, overwrite: bool = False) -> Iterator[Path]:
         # After the rename the temporary name is gone already; after a failure it must not stay behind.
         with suppress(OSError, ValueError):
             temporary.unlink(missing_ok=True)
+
+
+def _take_name(temporary: Path, path: Path, *, overwrite: bool) -> None:
+    """Give a file its name; without `overwrite` not that of a file which another process made meanwhile."""
+    if overwrite:
+        temporary.replace(path)
+        return
+    try:
+        os.link(temporary, path)  # fails where a rename would replace
+    except FileExistsError:
+        raise OutputError(_exists(path)) from None
+    except OSError:  # a file system without hard links
+        check_target(path, overwrite=False)
+        temporary.replace(path)
+
+
+def _exists(path: Path) -> str:
+    return f"{printable(path)}: exists already; use --force to replace it, or another name"
 
 
 def write_text_atomic(path: Path | str, text: str, *, overwrite: bool = False) -> None:
@@ -80,7 +98,7 @@ def check_target(path: Path, *, overwrite: bool) -> None:
     if path.is_dir():
         raise OutputError(f"{printable(path)}: is a folder; give the path of the file to write")
     if not overwrite:
-        raise OutputError(f"{printable(path)}: exists already; use --force to replace it, or another name")
+        raise OutputError(_exists(path))
     # A rename would replace a read-only file without asking, because only the folder's permission counts.
     if path.exists() and not os.access(path, os.W_OK):
         raise OutputError(f"{printable(path)}: is read-only; make it writable or choose another name")

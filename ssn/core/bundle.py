@@ -12,15 +12,16 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ssn.core.atomic import printable
 from ssn.core.calibration_file import pack_calibration, unpack_calibration
-from ssn.core.errors import BundleError, OutputError
+from ssn.core.errors import BundleError, OutputError, VolumeError
 from ssn.core.geometry import GridConfig, ThickSlice
-from ssn.core.hashed_files import file_entry, read_hashed
+from ssn.core.hashed_files import file_entry, is_file_entry, read_hashed
 from ssn.core.intensity import Normalisation
 from ssn.core.likeness import block_shape
 from ssn.core.onnx_data import has_external_data
@@ -32,6 +33,7 @@ from ssn.core.volume import Volume
 SCHEMA = 1
 MANIFEST_FILE, CALIBRATION_FILE = "bundle.json", "calibration.npz"
 ENCODER_FILE, FLOW_FILE = "encoder.onnx", "flow.onnx"
+CARD_FILE = "MODEL_CARD.md"  # for people, where there is one
 INTENDED_USE = "Research use only. Not a medical device; not for diagnosis or treatment decisions."
 _LARGEST_MANIFEST = 4 * 2**20
 
@@ -65,7 +67,13 @@ class ModelSpec:
 
     def cut(self, volume: Volume) -> SliceStack:
         """Cut a volume into what the encoder sees; raises VolumeError if it is not a usable brain."""
-        return cut_slices(volume, self.grid, self.cells, self.normalisation, self.thick)
+        stack = cut_slices(volume, self.grid, self.cells, self.normalisation, self.thick)
+        if not (stack.occupancy >= self.occupancy).any():
+            raise VolumeError(
+                f"{printable(volume.path)}: is nowhere solid: what differs from the background is scattered; check "
+                "that it is a skull-stripped brain"
+            )
+        return stack
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,12 @@ class Bundle:
     digest: str
     spec: ModelSpec
     calibration: Calibration
+
+    @property
+    def encoder_name(self) -> str | None:
+        """The encoder's network, as timm calls it; None where the bundle does not say."""
+        name: str | None = self.manifest.get("architecture", {}).get("encoder", {}).get("name")
+        return name
 
     def read(self, name: str) -> bytes:
         """Read a listed file and check it: the bytes returned are the bytes that were hashed.
@@ -134,10 +148,11 @@ def load_bundle(folder: Path) -> Bundle:
             values = manifest["model"]
             spec = ModelSpec(**{**values, "grid": GridConfig(**values["grid"])})
             _check_spec(spec)
-            for name in (ENCODER_FILE, FLOW_FILE, CALIBRATION_FILE):
-                if type(files[name]["bytes"]) is not int or not isinstance(files[name]["sha256"], str):
+            for name in {ENCODER_FILE, FLOW_FILE, CALIBRATION_FILE, *files}:
+                if not is_file_entry(files[name]):
                     raise TypeError(f"{name} has no size or hash")
-    except (KeyError, TypeError, ValueError) as error:
+            _check_texts(manifest)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise BundleError(f"{path}: is damaged ({what}). {_again(path)}") from error
     if schema != SCHEMA:
@@ -152,6 +167,16 @@ def load_bundle(folder: Path) -> Bundle:
     ):
         raise BundleError(f"{folder / CALIBRATION_FILE}: is of another model. {_again(path)}")
     return Bundle(folder, manifest, hashlib.sha256(data).hexdigest(), spec, calibration)
+
+
+def _check_texts(manifest: Mapping[str, Any]) -> None:
+    """Refuse what nothing computes with and people read, where it is not what they would read."""
+    if not isinstance(manifest["intended_use"], str):
+        raise TypeError("intended_use is no text")
+    architecture = manifest.get("architecture", {})
+    encoder = architecture.get("encoder", {}) if isinstance(architecture, dict) else None
+    if not isinstance(encoder, dict) or not isinstance(encoder.get("name", ""), str):
+        raise TypeError("architecture names no encoder")
 
 
 def _check_spec(spec: ModelSpec) -> None:
@@ -175,6 +200,8 @@ def _check_spec(spec: ModelSpec) -> None:
 
 def refuse_existing_bundle(folder: Path, *, overwrite: bool) -> None:
     """Raise OutputError if a bundle can't be written there; before minutes of computing."""
+    if folder.is_symlink():
+        raise OutputError(f"{folder}: is a link, so it is not replaced; give the folder itself, or another name")
     if folder.exists():
         if not overwrite:
             raise OutputError(f"{folder}: exists already; use --force to replace it, or another name")
@@ -191,6 +218,7 @@ def write_bundle(
     about: Mapping[str, Any],
     *,
     overwrite: bool = False,
+    outdated: Collection[str] = (),
 ) -> Bundle:
     """Write a whole bundle or none.
 
@@ -198,6 +226,7 @@ def write_bundle(
     ----------
     graphs : contents of `encoder.onnx` and `flow.onnx`
     about : further entries of the manifest (training data, measured accuracy, tool versions)
+    outdated : files and folders of the bundle that is replaced which are not true of the new one
 
     Raises
     ------
@@ -225,12 +254,12 @@ def write_bundle(
             if folder.exists():
                 # What else lies there stays: documents, and engines, which are held against the graphs before they run.
                 for extra in folder.iterdir():
-                    if extra.is_file() and extra.name not in (*files, MANIFEST_FILE):
+                    if extra.is_file() and extra.name not in (*files, MANIFEST_FILE, *outdated):
                         shutil.copy2(extra, made / extra.name)
                 folder.rename(old)
             made.rename(folder)
             for extra in old.iterdir() if old.exists() else ():
-                if extra.is_dir():
+                if extra.is_dir() and extra.name not in outdated:
                     extra.rename(folder / extra.name)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written ({error.strerror or error}); choose another folder") from error

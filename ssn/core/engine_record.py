@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ssn.core.bundle import ENCODER_FILE, FLOW_FILE
+from ssn.core.hashed_files import is_file_entry
 
 ENGINE_SCHEMA = 1
 ENGINES_FOLDER, RECORD_FILE = "engines", "record.json"
@@ -118,7 +119,7 @@ def parse_record(stored: Mapping[str, Any]) -> EngineRecord:
     files = stored["files"]
     if not {ENCODER_ENGINE, FLOW_ENGINE} <= set(files) <= {ENCODER_ENGINE, FLOW_ENGINE, TIMING_CACHE}:
         raise ValueError("its files are not an engine's")
-    if not all(isinstance(e["bytes"], int) and e["bytes"] > 0 and isinstance(e["sha256"], str) for e in files.values()):
+    if not all(is_file_entry(entry) and entry["bytes"] > 0 for entry in files.values()):
         raise ValueError("a file has no size or hash")
     if not all(isinstance(stored["onnx"][name], str) for name in (ENCODER_FILE, FLOW_FILE)):
         raise ValueError("it does not say which graphs it was built from")

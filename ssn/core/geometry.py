@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, floor
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -20,6 +20,7 @@ from ssn.core.brain_box import EVERYWHERE, Box
 
 Matrix = NDArray[np.float32]
 Border = Literal["symmetric", "zero"]
+_REACH = 3.0  # sigmas: a voxel so far outside of the cells has no value
 _SLAB = 16  # native voxels: some MB of a map
 ThickSlice = Literal["slab", "middle"]  # made of a window of slices: their mean, or the middle one
 _Real = TypeVar("_Real", np.float32, np.float64)
@@ -106,6 +107,7 @@ def outward_matrix(axis: AxisMap, start: int, stop: int, cells: int, sigma: floa
     """Matrix from `cells` map values over canonical `start` to `stop` to the native axis.
 
     It is interpolation to native voxels times Gaussian times upsampling: smoothing, un-crop and resampling at once.
+    Voxels farther outside of the cells than the Gaussian reaches get 0.
 
     Parameters
     ----------
@@ -119,6 +121,8 @@ def outward_matrix(axis: AxisMap, start: int, stop: int, cells: int, sigma: floa
     size = stop - start
     places = axis.scale * np.arange(axis.native) + axis.offset - start
     matrix = _linear_rows(places, size) @ gaussian_matrix(size, sigma) @ upsampling_matrix(size, cells)
+    beyond = 0.5 + _REACH * sigma
+    matrix[(places < -beyond) | (places > size - 1 + beyond)] = 0
     return matrix.astype(np.float32)
 
 
@@ -266,10 +270,20 @@ class Placement:
             planes = np.matmul(y[slab], along_z)  # (G, n, y, Z): small enough for a processor's cache
             yield slab, (x @ planes.reshape(columns, -1)).reshape(-1, *planes.shape[1:]).swapaxes(0, 1)
 
+    @property
+    def seen(self) -> Box:
+        """Native voxels whose centres lie in the grid."""
+        sides = []
+        for axis, size in zip(self.axes, (self.grid.plane, self.grid.plane, self.grid.depth), strict=True):
+            first, last = (ceil((-0.5 - axis.offset) / axis.scale), floor((size - 0.5 - axis.offset) / axis.scale))
+            sides.append(slice(max(first, 0), min(last + 1, axis.native)))
+        x, y, z = sides
+        return x, y, z
+
     def windows_with(self, box: Box) -> tuple[int, int]:
         """First and one-past-last window with some of a box of the native grid in them."""
         z, window = self.axes[2], self.grid.window
         low = (box[2].start - 0.5) * z.scale + z.offset
         high = (box[2].stop - 0.5) * z.scale + z.offset
-        first = max(int(np.floor((low + 0.5) / window)), 0)
+        first = max(floor((low + 0.5) / window), 0)
         return first, min(max(ceil((high + 0.5) / window), first + 1), self.grid.windows)

@@ -15,6 +15,14 @@ def file_entry(data: bytes) -> dict[str, Any]:
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
+def is_file_entry(entry: object) -> bool:
+    """Whether a value that was read somewhere is what `file_entry` gives."""
+    if not isinstance(entry, dict):
+        return False
+    size, digest = entry.get("bytes"), entry.get("sha256")
+    return type(size) is int and size >= 0 and isinstance(digest, str)
+
+
 def read_hashed(folder: Path, name: str, entries: Mapping[str, Any], remedy: str) -> bytes:
     """Read a file of `folder` and compare the very bytes that are returned with its entry.
 

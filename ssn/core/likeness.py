@@ -25,17 +25,22 @@ class Likeness:
 
     Attributes
     ----------
-    value : Pearson correlation over the blocks
+    value : Pearson correlation over the blocks; None where too few of them meet
     turn : how it would have to be turned to be more like them; None where it is most like them as it lies
     turned : the correlation when turned so
     """
 
-    value: float
-    turn: str | None
-    turned: float
+    value: float | None
+    turn: str | None = None
+    turned: float = -1.0
 
     def doubts(self, others: str) -> list[str]:
         """Say what is probably wrong with the volume; `others`: what it was compared with, in words."""
+        if self.value is None:
+            return [
+                f"too little of it is solid where {others} are, so it cannot be compared with them and its scores mean "
+                "nothing; check that it is a whole, skull-stripped brain"
+            ]
         if self.turn is not None and self.turned >= LEAST:
             return [
                 f"it is more like {others} when it is turned {self.turn} (correlation {self.turned:.2f}, as it lies "
@@ -84,8 +89,8 @@ def unlike_the_rest(volumes: Sequence[NDArray[np.float32]], others: str) -> list
     total, count = _sums(volumes)
     found = []
     for own in volumes:
-        likeness = compare(own, _mean(total - np.nan_to_num(own), count - np.isfinite(own), len(volumes) - 1))
-        found.append(likeness.doubts(others) if likeness else [])
+        rest = _mean(total - np.nan_to_num(own), count - np.isfinite(own), len(volumes) - 1)
+        found.append(compare(own, rest).doubts(others))
     return found
 
 
@@ -101,15 +106,15 @@ def _mean(total: NDArray[np.float32], count: NDArray[np.float32], volumes: int) 
     return np.where(count >= max(volumes / 3, 1), total / count.clip(1), np.float32(np.nan))
 
 
-def compare(own: NDArray[np.float32], healthy: NDArray[np.float32]) -> Likeness | None:
-    """Compare a volume's blocks with healthy ones, as it lies and turned; None where too few of them meet.
+def compare(own: NDArray[np.float32], healthy: NDArray[np.float32]) -> Likeness:
+    """Compare a volume's blocks with healthy ones, as it lies and turned.
 
     The pose has put the brain's box in the middle of the plane, so that a turned brain is in the same blocks. Left and
     right are too alike to be told apart.
     """
     value = _correlation(own, healthy)
     if value is None:
-        return None
+        return Likeness(None)
     turns = {
         "back to front": own[:, ::-1],
         "upside down": _upside_down(own),

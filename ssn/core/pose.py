@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from ssn.core.atomic import printable
 from ssn.core.brain_box import plane_counts
 from ssn.core.errors import VolumeError
 from ssn.core.geometry import AxisMap, GridConfig, Placement
@@ -40,28 +41,28 @@ def find_brain(volume: Volume) -> NDArray[np.bool_]:
     voxels = np.count_nonzero(brain)
     if share < 0.3 or voxels > 0.85 * brain.size:
         raise VolumeError(
-            f"{volume.path}: has no uniform background, so it is not skull-stripped; "
+            f"{printable(volume.path)}: has no uniform background, so it is not skull-stripped; "
             "extract the brain first (for example with HD-BET or SynthStrip)"
         )
     millilitres = float(voxels * np.prod(volume.zooms) / 1000)
     if not _BRAIN_ML[0] <= millilitres <= _BRAIN_ML[1]:
         raise VolumeError(
-            f"{volume.path}: {millilitres:.0f} ml of it differ from the background; a brain has "
+            f"{printable(volume.path)}: {millilitres:.0f} ml of it differ from the background; a brain has "
             f"{_BRAIN_ML[0]:.0f} to {_BRAIN_ML[1]:.0f} ml. Check that it is a whole, skull-stripped brain, "
             "and its voxel size"
         )
     first = volume.data.ravel()[brain.argmax()]
     if np.count_nonzero(volume.data == first) == voxels:
         raise VolumeError(
-            f"{volume.path}: has one value in the whole brain, so it is a mask, not an image; give the image"
+            f"{printable(volume.path)}: has one value in the whole brain, so it is a mask, not an image; give the image"
         )
     (left, right), (back, front), _ = _extents(brain, volume.zooms)
     width, length = (right - left) * volume.zooms[0], (front - back) * volume.zooms[1]
     cut = back == 0 or front == brain.shape[1]
     if width > 1.1 * length and not cut:
         raise VolumeError(
-            f"{volume.path}: the brain is {width:.0f} mm from left to right and {length:.0f} mm from back to "
-            "front, so the header's orientation is wrong, or the head is turned by some 40 degrees; correct it (for "
+            f"{printable(volume.path)}: the brain is {width:.0f} mm from left to right and {length:.0f} mm from back "
+            "to front, so the header's orientation is wrong, or the head is turned by some 40 degrees; correct it (for "
             "example with fslswapdim), or align it"
         )
     return brain

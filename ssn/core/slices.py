@@ -48,6 +48,14 @@ class SliceStack:
         """The slices by window, (windows, slices_a_window, H, W); a view."""
         return self.slices.reshape(len(self.occupancy), -1, *self.slices.shape[1:])
 
+    @property
+    def unseen(self) -> int:
+        """Brain voxels outside of the canonical grid: the model does not look there."""
+        seen = self.placement.seen
+        if all(own.start >= side.start and own.stop <= side.stop for own, side in zip(self.box, seen, strict=True)):
+            return 0
+        return int(np.count_nonzero(self.brain) - np.count_nonzero(self.brain[seen]))
+
     def part(self, start: int, stop: int) -> SliceStack:
         """Return the stack's windows `start` to `stop` - 1, counted from its first."""
         each = self.slices_a_window

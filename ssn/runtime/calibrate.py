@@ -11,8 +11,9 @@ from typing import Any
 
 from ssn import __version__
 from ssn.core.atomic import printable
-from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, Bundle, write_bundle
+from ssn.core.bundle import CARD_FILE, ENCODER_FILE, FLOW_FILE, Bundle, write_bundle
 from ssn.core.calibrate import HealthyVolume, calibrate
+from ssn.core.engine_record import ENGINES_FOLDER
 from ssn.core.errors import DataError, SsnError, VolumeError
 from ssn.core.likeness import compare, unlike_the_rest
 from ssn.core.scoring import Calibration
@@ -22,6 +23,8 @@ from ssn.runtime.backend import DEFAULT_BATCH, Backend, StageTimes, run_batches
 FEWEST = 5  # healthy volumes: each is compared with four others at least
 # What write_bundle writes anew, and what was measured with the calibration that is replaced.
 _NOT_CARRIED = ("schema", "model", "intended_use", "files", "accuracy", "calibration")
+# Of a bundle that is replaced: what engines had to prove was measured in z, and z is what changes.
+_OUTDATED = (ENGINES_FOLDER, CARD_FILE)
 
 
 def calibrate_on(
@@ -108,8 +111,7 @@ def _doubts(healthy: Sequence[HealthyVolume], bundle: Bundle) -> list[list[str]]
     known = bundle.calibration.grey
     if known is None:
         return unlike_the_rest(looks, "the other volumes")
-    found = [compare(own, known) for own in looks]
-    return [likeness.doubts(f"the healthy {bundle.spec.modality} volumes") if likeness else [] for likeness in found]
+    return [compare(own, known).doubts(f"the healthy {bundle.spec.modality} volumes") for own in looks]
 
 
 def _read_ahead(paths: Sequence[Path]) -> Iterator[Volume | SsnError]:
@@ -141,7 +143,8 @@ def write_calibrated(
 ) -> Bundle:
     """Write a bundle with another one's graphs and a calibration of its own.
 
-    The accuracy on record is left out, because it was measured with the calibration that this one replaces.
+    The accuracy on record is left out, because it was measured with the calibration that this one replaces; engines and
+    model card of a bundle that is replaced go for the same reason.
 
     Raises
     ------
@@ -153,4 +156,5 @@ def write_calibrated(
     graphs = {file: bundle.read(file) for file in (ENCODER_FILE, FLOW_FILE)}
     about = {key: value for key, value in bundle.manifest.items() if key not in _NOT_CARRIED}
     spec = replace(bundle.spec, name=name)
-    return write_bundle(folder, spec, graphs, calibration, {**about, "calibration": record}, overwrite=overwrite)
+    about["calibration"] = record
+    return write_bundle(folder, spec, graphs, calibration, about, overwrite=overwrite, outdated=_OUTDATED)

@@ -22,14 +22,9 @@ from ssn.core.outputs import make_folder
 from ssn.runtime.backend import Backend, Batch, StageTimes
 from ssn.runtime.jobs import Job, Outcome
 from ssn.runtime.machine import cores
-from ssn.runtime.outputs import (
-    finished_record,
-    output_paths,
-    refuse_existing,
-    refuse_foreign,
-    write_outputs,
-)
+from ssn.runtime.outputs import finished_record, output_paths, write_outputs
 from ssn.runtime.overview import overview_paths, write_overview
+from ssn.runtime.own import refuse_existing, refuse_foreign
 from ssn.runtime.pipeline import infer_volume
 
 MOST_AT_ONCE = 8  # volumes, of some 130 MB each; more cores compute each volume faster instead
@@ -104,11 +99,12 @@ def run_jobs(
                 result = infer_volume(job.path, bundle, gated, threshold=threshold, batch=batch, progress=progress)
                 record = write_outputs(result, bundle, backend, folder, job.name, picture=picture, overwrite=overwrite)
         except SsnError as refused:
-            error = str(refused)
+            error = printable(str(refused))
         except MemoryError:
             error = f"{printable(job.path)}: memory is too short for it; free some, or resample it"
         except Exception as fault:  # of ours: the other volumes are still worth computing
-            error = f"{printable(job.path)}: {type(fault).__name__}: {' '.join(str(fault).split())}; please report this"
+            what = printable(" ".join(str(fault).split()))
+            error = f"{printable(job.path)}: {type(fault).__name__}: {what}; please report this"
         return _Ended(record, error, time.perf_counter())
 
     outcomes: list[Outcome] = []

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ssn.core.atomic import printable
 from ssn.core.errors import OutputError, VolumeError
 
 _SUFFIXES = (".nii.gz", ".nii")
@@ -67,7 +68,7 @@ def find_volumes(inputs: Sequence[Path]) -> list[Path]:
             and not _stem(path).endswith(_OWN_OUTPUTS)
         )
         if not found:
-            raise VolumeError(f"{given}: holds no .nii or .nii.gz file")
+            raise VolumeError(f"{printable(given)}: holds no .nii or .nii.gz file")
         paths.extend(found)
     return paths
 
@@ -88,8 +89,9 @@ def find_jobs(inputs: Sequence[Path]) -> list[Job]:
         if job.name in jobs and job.path == jobs[job.name].path:
             continue
         if job.name in jobs:
+            other = printable(jobs[job.name].path)
             raise OutputError(
-                f"{path}: its outputs would have the same names as those of {jobs[job.name].path}; "
+                f"{printable(path)}: its outputs would have the same names as those of {other}; "
                 "run them into different output folders"
             )
         jobs[job.name] = job

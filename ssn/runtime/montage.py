@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from ssn.core.atomic import atomic_path
 from ssn.core.brain_box import brain_box
 from ssn.core.bundle import INTENDED_USE, Bundle
 from ssn.core.tails import outer_percentiles
+from ssn.runtime.own import PICTURE_MARK
 from ssn.runtime.result import Result
 
 _COLUMNS = 7
@@ -157,5 +159,7 @@ def write_montage(path: Path, result: Result, bundle: Bundle, *, overwrite: bool
     OutputError
         If it exists and is not to be overwritten, or can't be written.
     """
+    about = PngInfo()
+    about.add_text(*PICTURE_MARK)
     with atomic_path(path, overwrite=overwrite) as temporary:
-        draw_montage(result, bundle).save(temporary, "PNG", compress_level=1)
+        draw_montage(result, bundle).save(temporary, "PNG", compress_level=1, pnginfo=about)

@@ -1,4 +1,4 @@
-"""A volume's outputs on disk: their names, whose they are, and that they are written all or not at all."""
+"""A volume's outputs on disk: their names, and that they are written all or not at all."""
 
 from __future__ import annotations
 
@@ -8,54 +8,21 @@ import time
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-
 from ssn import __version__
 from ssn.core.atomic import check_target, write_text_atomic
 from ssn.core.bundle import Bundle
-from ssn.core.errors import OutputError
 from ssn.core.outputs import make_folder
-from ssn.core.volume import OWN_MARK, write_map
+from ssn.core.volume import write_map
 from ssn.runtime.backend import Backend
+from ssn.runtime.own import refuse_foreign
 from ssn.runtime.result import Result, as_record
 
-PAGE_MARK = '<meta name="generator" content="ssn">'
 OUTPUT_SUFFIXES = ("_anomaly.nii.gz", "_mask.nii.gz", ".json", ".png")
 
 
 def output_paths(folder: Path, name: str, *, picture: bool = True) -> list[Path]:
     """Paths of a volume's outputs."""
     return [folder / f"{name}{suffix}" for suffix in OUTPUT_SUFFIXES if picture or suffix != ".png"]
-
-
-def refuse_existing(paths: list[Path]) -> None:
-    """Raise OutputError if any of the outputs exists."""
-    for path in paths:
-        if path.exists():
-            raise OutputError(
-                f"{path}: exists already; use --force to replace it, --resume to keep what is finished, or another "
-                "output folder"
-            )
-
-
-def refuse_foreign(paths: list[Path]) -> None:
-    """Raise OutputError if any of the outputs exists and is not ours: a scan's own record, or a mask drawn by hand."""
-    for path in paths:
-        if path.exists() and not _own(path):
-            raise OutputError(f"{path}: was not written by ssn, so it is not replaced; choose another output folder")
-
-
-def _own(path: Path) -> bool:
-    try:
-        if path.suffix == ".json":
-            return "intended_use" in json.loads(path.read_text(encoding="utf-8"))
-        if path.name.endswith(".nii.gz"):
-            return bytes(nib.load(path).header["descrip"].item()).startswith(OWN_MARK)
-        if path.suffix == ".html":
-            return PAGE_MARK in path.read_text(encoding="utf-8")
-    except (OSError, ValueError, TypeError, nib.filebasedimages.ImageFileError):
-        return False
-    return True
 
 
 def finished_record(
@@ -105,22 +72,29 @@ def write_outputs(
         check_target(path, overwrite=overwrite)
     refuse_foreign(paths)
     make_folder(folder)
-    fresh = [path for path in paths if not path.exists()]
+    written: list[Path] = []
     try:
+        if overwrite:
+            paths[2].unlink(
+                missing_ok=True
+            )  # it says that the others are whole and go together: the last, and first to go
         start = time.perf_counter()
         write_map(paths[0], result.score_map, result.volume, overwrite=overwrite)
+        written.append(paths[0])
         write_map(paths[1], result.mask, result.volume, overwrite=overwrite)
+        written.append(paths[1])
         result.times.add("write", time.perf_counter() - start)
         if picture:
             from ssn.runtime.montage import write_montage
 
             start = time.perf_counter()
             write_montage(paths[3], result, bundle, overwrite=overwrite)
+            written.append(paths[3])
             result.times.add("picture", time.perf_counter() - start)
         record = as_record(result, bundle, backend)
         write_text_atomic(paths[2], json.dumps(record, indent=1) + "\n", overwrite=overwrite)
     except BaseException:
-        for path in fresh:
+        for path in written:  # not another process's that was faster
             path.unlink(missing_ok=True)
         raise
     return record

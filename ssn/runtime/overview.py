@@ -13,10 +13,10 @@ from urllib.parse import quote
 from ssn.core.atomic import atomic_path, printable, write_text_atomic
 from ssn.core.bundle import INTENDED_USE, Bundle
 from ssn.runtime.jobs import Job, Outcome
-from ssn.runtime.outputs import PAGE_MARK, output_paths
+from ssn.runtime.outputs import output_paths
+from ssn.runtime.own import PAGE_MARK, TABLE_COLUMNS
 
 TABLE_FILE, PAGE_FILE = "scores.csv", "index.html"
-_COLUMNS = ("file", "score", "p_value", "abnormal", "above_threshold_ml", "highest_z", "seconds", "error")
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #e8e8ec; background: #0d0e11; margin: 2rem auto; max-width: 110rem;
   padding: 0 1.5rem; }
@@ -69,7 +69,7 @@ def _write_table(path: Path, ranked: Sequence[Outcome], *, overwrite: bool) -> N
         atomic_path(path, overwrite=overwrite) as temporary,
         temporary.open("w", encoding="utf-8", newline="") as stream,
     ):
-        writer = csv.DictWriter(stream, _COLUMNS)
+        writer = csv.DictWriter(stream, TABLE_COLUMNS)
         writer.writeheader()
         writer.writerows(_row(outcome) for outcome in ranked)
 

@@ -67,4 +67,6 @@ def infer_volume(
         slice_scores=np.where(np.isfinite(slices), slices, np.nan).astype(np.float32),
         times=times,
         likeness=likeness,
+        # The published window leaves out half of every brain, as its users know.
+        unseen_ml=0.0 if spec.grid.paper else stack.unseen * float(np.prod(volume.zooms)) / 1000,
     )

@@ -158,11 +158,21 @@ def test_nothing_is_overwritten_without_force(calibrated, scans, tmp_path):
     assert result.exit_code == 1
     assert "--force" in result.stderr
     assert (folder / CALIBRATION_FILE).read_bytes() == before
+    (folder / "MODEL_CARD.md").write_text("AUROC 0.9")
+    (folder / "notes.txt").write_text("scanner 3")
+    (folder / "engines" / "one").mkdir(parents=True)
     assert calibrate(folder, scans, "-o", folder, "--force").exit_code == 0
+    assert (folder / "notes.txt").read_text() == "scanner 3"
+    assert not (folder / "MODEL_CARD.md").exists(), "it tells of the old calibration"
+    assert not (folder / "engines").exists(), "what they had to prove was measured with the old one"
     again = load_bundle(folder)
     assert again.manifest["calibration"]["of_bundle"]["sha256"] == calibrated[1].digest
     (tmp_path / "notes").mkdir()
     assert "not a model bundle" in calibrate(folder, scans, "-o", tmp_path / "notes", "--force").stderr
+    for target in (folder, tmp_path / "nowhere"):
+        (tmp_path / "link").unlink(missing_ok=True)
+        (tmp_path / "link").symlink_to(target)
+        assert "link: is a link" in calibrate(folder, scans, "-o", tmp_path / "link", "--force").stderr
 
 
 def test_no_torch_is_loaded(tiny_bundle, scans, tmp_path):

@@ -13,7 +13,7 @@ from brains import brain_file
 from typer.testing import CliRunner
 
 from ssn.cli import options
-from ssn.cli.console import measuring, user_errors
+from ssn.cli.console import measuring, progress_bar, user_errors
 
 
 def ended(capsys, error):
@@ -65,6 +65,35 @@ def test_an_end_from_outside_is_clean_as_ctrl_c_is(capsys):
     assert end.value.exit_code == 130
     assert capsys.readouterr().err == "Interrupted.\n"
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_does_not_cut_short_what_the_first_one_cleans_up(capsys, number):
+    cleaned = []
+    with pytest.raises(typer.Exit), user_errors():
+        try:
+            os.kill(os.getpid(), number)
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+            cleaned.append(True)
+    assert cleaned
+    assert capsys.readouterr().err == "Interrupted.\n"
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with user_errors():
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_without_a_standard_error_a_volume_is_computed_all_the_same(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    assert progress_bar().disable
 
 
 def test_a_name_that_the_terminal_cannot_show_is_escaped(tmp_path, tiny_bundle):

@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from brains import brain_array, brain_file, save
+from PIL import Image
 from typer.testing import CliRunner
 
 from ssn.cli.infer import app
@@ -70,11 +71,17 @@ def test_nothing_is_overwritten_without_force(tmp_path, tiny_bundle):
     assert (out / "scan.json").read_text() != before, "the times differ"
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES[:3])
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_what_ssn_did_not_write_is_not_replaced_even_with_force(tmp_path, tiny_bundle, suffix):
     scan = brain_file(tmp_path / "scan.nii.gz")  # in the folder that it lies in, as BIDS has records and masks
     foreign = tmp_path / f"scan{suffix}"
-    foreign.write_text('{"RepetitionTime": 2.3}') if suffix == ".json" else brain_file(foreign)
+    match suffix:
+        case ".json":
+            foreign.write_text('{"RepetitionTime": 2.3}')
+        case ".png":
+            Image.new("L", (8, 8)).save(foreign)
+        case _:
+            brain_file(foreign)
     before = foreign.read_bytes()
     result = infer(scan, "-o", tmp_path, "--model", tiny_bundle, "--force")
     assert result.exit_code == 1
@@ -90,7 +97,7 @@ def test_an_output_that_cannot_be_replaced_leaves_the_others_as_they_were(tmp_pa
     before = {path: path.read_bytes() for path in out.iterdir() if path.is_file()}
     result = infer(scan, "-o", out, "--model", tiny_bundle, "--force", "--threshold", "1")
     assert result.exit_code == 1
-    assert "scan.png: is a folder" in result.stderr
+    assert "scan.png: was not written by ssn" in result.stderr
     assert {path: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
 
 
@@ -113,6 +120,25 @@ def test_doubts_about_a_volume_are_said_and_on_record(tmp_path, tiny_bundle):
 def test_voxels_unlike_those_calibrated_on_are_a_doubt(voxel_mm, known_mm, doubted):
     assert bool(voxel_doubts(voxel_mm, known_mm)) == doubted
     assert not voxel_doubts(voxel_mm, None), "where it was not recorded nothing can be said"
+
+
+def test_what_lies_below_the_grid_gets_no_score_and_is_said(tmp_path, tiny_bundle):
+    data, affine = brain_array((4.0, 4.0, 4.0))
+    inside = np.argwhere(data > 0)
+    low, (x, y) = inside[:, 2].min(), inside.mean(0).astype(int)[:2]
+    neck = np.pad(data, ((0, 0), (0, 0), (40, 0)))  # 160 mm of it, where the grid goes on for some 40
+    neck[x - 3 : x + 4, y - 3 : y + 4, 2 : low + 42] = data[data > 0].mean()
+    affine = affine @ np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, -40], [0, 0, 0, 1]])
+    scan = save(tmp_path / "scan.nii", neck, affine)
+    result = infer(scan, "-o", tmp_path / "out", "--model", tiny_bundle, "--no-png")
+    assert result.exit_code == 0, result.stderr
+    (warning,) = [line for line in result.stderr.splitlines() if "outside of what the model looks at" in line]
+    told = float(re.search(r"([0-9]+) ml of it", warning)[1])
+    scores = np.asarray(nib.load(tmp_path / "out" / "scan_anomaly.nii.gz").dataobj)
+    assert scores[x, y, 2] == 0
+    assert scores[x, y, low + 40] != 0
+    silent = (neck > 0) & (scores == 0)
+    assert silent.sum() * 0.064 < told < silent.sum() * 0.064 + 49 * 0.064 * 4, "the Gaussian reaches a little farther"
 
 
 def test_the_packaged_model_doubts_thick_slices(tmp_path):
@@ -203,6 +229,12 @@ def _replace(path, make):
     save(path, *make(data, affine), dtype=np.float32)
 
 
+def _scatter(path):
+    """A quarter of the brain's voxels, evenly: enough ml for a brain, and no map cell is mostly brain."""
+    data, affine = brain_array((2.0, 2.0, 2.0))
+    save(path, data * (np.indices(data.shape).sum(0) % 4 == 0), affine)
+
+
 BAD = {
     "a truncated gzip": lambda p: p.write_bytes(p.read_bytes()[:-2000]),
     "a flipped byte inside the gzip": _flipped,
@@ -219,6 +251,7 @@ BAD = {
     "an enormous declared shape": lambda p: _with_header(p, dim=(slice(1, 4), 2000)),
     "no skull stripping": lambda p: _replace(p, lambda d, a: (d + np.random.default_rng(0).uniform(1, 50, d.shape), a)),
     "a mask in place of the image": lambda p: _replace(p, lambda d, a: ((d > 0).astype(np.float32), a)),
+    "scattered voxels": _scatter,
     "hardly any brain": lambda p: _replace(p, lambda d, a: (d * (np.indices(d.shape)[2] < 8), a)),
     "a wrong orientation": lambda p: _replace(p, lambda d, a: (d, a[[1, 0, 2, 3]] @ np.diag([1, 1, 1, 1]))),
 }

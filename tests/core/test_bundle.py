@@ -73,6 +73,12 @@ def test_a_name_that_leaves_the_bundle_is_refused(bundle):
         (lambda m: m.pop("files"), "files"),
         (lambda m: m["files"].pop(FLOW_FILE), "flow.onnx"),
         (lambda m: m["files"][FLOW_FILE].update(bytes="many"), "no size or hash"),
+        (lambda m: m["files"][FLOW_FILE].update(bytes=-5), "no size or hash"),
+        (lambda m: m["files"].update(foo={}), "foo has no size or hash"),
+        (lambda m: m.pop("intended_use"), "intended_use"),
+        (lambda m: m.update(intended_use=None), "intended_use"),
+        (lambda m: m.update(architecture=None), "names no encoder"),
+        (lambda m: m.update(architecture={"encoder": None}), "names no encoder"),
         (lambda m: m["model"].update(normalisation="magic"), "magic"),
         (lambda m: m["model"].update(cells=47), "47 cells"),
         (lambda m: m["model"].update(occupancy=2), "out of range"),
@@ -95,9 +101,10 @@ def test_a_manifest_that_makes_no_sense_is_refused(bundle, change, message):
 def test_a_folder_without_manifest_and_a_manifest_that_is_no_json_are_refused(bundle, tmp_path):
     with pytest.raises(BundleError, match="not a model bundle"):
         load_bundle(tmp_path / "nothing")
-    (bundle / MANIFEST_FILE).write_text("{")
-    with pytest.raises(BundleError, match="damaged"):
-        load_bundle(bundle)
+    for text in ("{", "[" * 100_000):
+        (bundle / MANIFEST_FILE).write_text(text)
+        with pytest.raises(BundleError, match="damaged"):
+            load_bundle(bundle)
 
 
 def test_a_calibration_survives_its_file(tiny_calibration):

@@ -56,9 +56,14 @@ def test_a_reversed_contrast_is_doubted_and_no_turn_is_advised(healthy):
     assert "another contrast" in doubt
 
 
-def test_what_cannot_be_compared_is_not(healthy):
-    assert compare(np.full_like(healthy, np.nan), healthy) is None
-    assert compare(np.where(np.isfinite(healthy), np.float32(1), healthy), healthy) is None, "one value everywhere"
+@pytest.mark.parametrize(
+    "look", [lambda healthy: np.full_like(healthy, np.nan), lambda healthy: np.where(np.isfinite(healthy), 1, healthy)]
+)
+def test_what_cannot_be_compared_is_doubted(healthy, look):
+    found = compare(look(healthy).astype(np.float32), healthy)
+    assert found.value is None
+    (doubt,) = found.doubts("the healthy t1 volumes")
+    assert doubt.startswith("too little of it is solid where the healthy t1 volumes are")
 
 
 def test_places_that_few_healthy_volumes_reach_are_left_out(healthy):

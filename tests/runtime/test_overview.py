@@ -1,11 +1,14 @@
 """The page of a cohort: every volume in it, every link to a file that is there, and no markup out of a name."""
 
 import csv
+import os
+import sys
 from html.parser import HTMLParser
 from urllib.parse import unquote
 
+import numpy as np
 import pytest
-from brains import brain_file
+from brains import brain_array, brain_file, save
 
 from ssn.core.bundle import load_bundle
 from ssn.core.errors import OutputError
@@ -71,20 +74,37 @@ def test_the_page_shows_each_volume_in_the_table_s_order_and_links_to_what_is_th
     assert "Research use only" in text
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file names are UTF-8")
+def test_a_refused_volume_with_a_name_that_is_no_text_costs_no_table(scans, tmp_path, tiny_bundle):
+    for name in (b"M\xfcller.nii", b"two\nlines.nii"):
+        path = scans / os.fsdecode(name)
+        data, affine = brain_array((5.0, 5.0, 5.0))
+        save(path, data + np.random.default_rng(0).uniform(1, 50, data.shape), affine)
+    out = tmp_path / "out"
+    failed = [outcome.error for outcome in run(scans, out, tiny_bundle) if outcome.error]
+    assert len(failed) == 2
+    assert all("not skull-stripped" in error and error.isprintable() for error in failed)
+    with (out / "scores.csv").open(newline="", encoding="utf-8") as table:
+        assert sorted(row["error"] for row in csv.DictReader(table) if row["error"]) == sorted(failed)
+    assert "2 not computed" in (out / "index.html").read_text(encoding="utf-8")
+
+
 def test_without_pictures_there_is_no_page(scans, tmp_path, tiny_bundle):
     run(scans, tmp_path / "out", tiny_bundle, picture=False)
     assert (tmp_path / "out" / "scores.csv").exists()
     assert not (tmp_path / "out" / "index.html").exists()
 
 
-def test_a_page_of_somebody_else_is_never_replaced_and_ours_is_on_request(scans, tmp_path, tiny_bundle):
+def test_a_page_or_table_of_somebody_else_is_never_replaced_and_ours_is_on_request(scans, tmp_path, tiny_bundle):
     out = tmp_path / "out"
     out.mkdir()
-    (out / "index.html").write_text("<h1>my site</h1>")
-    with pytest.raises(OutputError, match="not written by ssn"):
-        run(scans, out, tiny_bundle, overwrite=True)
-    assert [path.name for path in out.iterdir()] == ["index.html"], "said before anything is computed"
-    (out / "index.html").unlink()
+    foreign = (("index.html", "<h1>my site</h1>"), ("scores.csv", "file,score,mine\na,1,2\n"), ("scores.csv", ""))
+    for name, text in foreign:
+        (out / name).write_text(text)
+        with pytest.raises(OutputError, match="not written by ssn"):
+            run(scans, out, tiny_bundle, overwrite=True)
+        assert [path.name for path in out.iterdir()] == [name], "said before anything is computed"
+        (out / name).unlink()
     run(scans, out, tiny_bundle)
     with pytest.raises(OutputError, match="exists already"):
         run(scans, out, tiny_bundle)

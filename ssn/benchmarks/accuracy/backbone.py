@@ -52,10 +52,9 @@ class Backbone:
         """
         if is_bundle(model):
             bundle = load_bundle(model)
-            name = bundle.manifest.get("architecture", {}).get("encoder", {}).get("name")
-            if name is None:
+            if bundle.encoder_name is None:
                 raise BundleError(f"{model}: does not name its encoder; give the checkpoint that it was made from")
-            return cls(name, weights, bundle.spec.grid, bundle.spec.normalisation)
+            return cls(bundle.encoder_name, weights, bundle.spec.grid, bundle.spec.normalisation)
         detector = load_checkpoint(model)
         config = detector.config
         return cls(config.encoder.name, weights, config.grid, config.normalisation, int(detector.record["seed"]))
