@@ -59,6 +59,9 @@ def ablate(
         Path | None,
         typer.Option(help="Data set of the test split, and of the validation split where it has one, if another."),
     ] = None,
+    measure_contrast: Annotated[
+        str | None, typer.Option(help="Contrast to take of --measure-on; that of --contrast if not given.")
+    ] = None,
     calibrate_on: Annotated[Path | None, typer.Option(help="Data set of the calibration split, if another.")] = None,
     reuse: Annotated[
         Path | None, typer.Option(help="Output folder of another ablation, to take models and features from.")
@@ -87,7 +90,9 @@ def ablate(
         options = replace(options, epochs=epochs or options.epochs, batch=batch or options.batch)
         weights = encoder_weights_named(encoder_weights)
         arms = plan_arms([q.value for q in dict.fromkeys(question)], config, options, weights, tuned)  # type: ignore[arg-type]
-        cases = open_ablation_data(data, layout, contrast, measure_on=measure_on, calibrate_on=calibrate_on)
+        cases = open_ablation_data(
+            data, layout, contrast, measure_on=measure_on, measure_contrast=measure_contrast, calibrate_on=calibrate_on
+        )
         count = len({arm.run for arm in arms})
         with processes(device) as ranks, progress_bar(ranks.rank == 0) as bar:
             task = bar.add_task("runs", total=count * seeds)

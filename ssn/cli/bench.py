@@ -74,14 +74,13 @@ def accuracy(
         from ssn.benchmarks.accuracy.kept import Kept, describe_methods
         from ssn.benchmarks.accuracy.measured import Splits
         from ssn.benchmarks.accuracy.methods import all_methods, choose_methods, peers_backbone, trained_models
-        from ssn.benchmarks.accuracy.suite import compare, open_controls, output_files
-        from ssn.core.outputs import check_file, check_folder
-        from ssn.train.datasets import open_split
+        from ssn.benchmarks.accuracy.suite import check_output, compare, open_controls, output_files
+        from ssn.core.outputs import check_folder
+        from ssn.train.datasets import open_split, refuse_shared, refuse_without_lesion
         from ssn.train.evaluate import print_table
         from ssn.train.trained import calibration_of
 
-        for path in output_files(output).values():
-            check_file(path, overwrite=force)
+        check_output(output, overwrite=force)
         if cache:
             check_folder(cache)
         names = choose_methods(method)
@@ -97,7 +96,11 @@ def accuracy(
             test=open_split(data, "test", layout, contrast),
             controls=open_controls(control or ()),
         )
-        train = [case.image for case in open_split(learned, "train", own_layout, contrast)]
+        learned_from = open_split(learned, "train", own_layout, contrast)
+        refuse_shared([*learned_from, *splits.calibration], [*splits.validation, *splits.test])
+        for cases in (splits.validation, splits.test):
+            refuse_without_lesion(cases)
+        train = [case.image for case in learned_from]
         given = (models, names, train, backbone, calibration_of(model).sigma)
         kept = Kept(cache, describe_methods(*given)) if cache else None
         with reporting() as tell:

@@ -45,12 +45,13 @@ def check_data(
 
 def _print(report: DataReport) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=f"{report.root} (layout {report.layout})", show_header=False)
+    table = Table(title=escape(f"{report.root} (layout {report.layout})"), show_header=False)
     for label, value in report.summary().items():
         shown = "\n".join(f"{count}: {name}" for name, count in value.items()) if isinstance(value, dict) else value
-        table.add_row(label.replace("_", " "), str(shown))
+        table.add_row(label.replace("_", " "), escape(str(shown)))
     console = Console()
     console.print(table)
     for note in report.notes:

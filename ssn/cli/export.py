@@ -230,6 +230,7 @@ def inspect(
 def _print_bundle(opened: Bundle, engines: list[tuple[EngineEntry, str | None]]) -> None:
     """Print a bundle as a table; `engines` with what is wrong with each."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     spec, calibration = opened.spec, opened.calibration
@@ -247,11 +248,11 @@ def _print_bundle(opened: Bundle, engines: list[tuple[EngineEntry, str | None]])
         "intended use": str(opened.manifest["intended_use"]),
         "SHA-256": opened.digest,
     }
-    table = Table(title=str(opened.folder), show_header=False)
+    table = Table(title=escape(str(opened.folder)), show_header=False)
     for label, value in rows.items():
-        table.add_row(label, value)
+        table.add_row(label, escape(value))
     for name, entry in opened.manifest["files"].items():
-        table.add_row(name, f"{entry['bytes'] / 1e6:.2f} MB, hash verified")
+        table.add_row(escape(name), f"{entry['bytes'] / 1e6:.2f} MB, hash verified")
     for entry, problem in engines:
         size = sum(file["bytes"] for file in entry.record.files.values()) if entry.record else 0
         table.add_row(entry.folder.name, "REFUSED" if problem else f"{size / 1e6:.2f} MB, hashes verified")

@@ -83,6 +83,6 @@ def finetune(
             )
         if ranks.rank == 0:
             typer.echo(
-                f"{output / ENCODER_FILE}: {iterations} steps on {len(images.train)} slices, validation loss "
+                f"{output / ENCODER_FILE}: {curve[-1].iteration} steps on {len(images.train)} slices, validation loss "
                 f"{curve[0].validation_loss:.4f} after {curve[0].iteration} steps, {curve[-1].validation_loss:.4f} now"
             )

@@ -164,7 +164,7 @@ def fit(
         last = [*detector.record["history"], *tuning][-1]
         rounds = f" and {len(tuning)} rounds with the encoder" if tuning else ""
         typer.echo(
-            f"{output}: {options.epochs} epochs{rounds}, loss {last['loss']:.4f}, "
+            f"{output}: {len(detector.record['history'])} epochs{rounds}, loss {last['loss']:.4f}, "
             f"log-likelihood {last['log_likelihood']:.4f}"
         )
 

@@ -15,6 +15,12 @@ def file_entry(data: bytes) -> dict[str, Any]:
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's contents; raises OSError where it cannot be read."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def is_file_entry(entry: object) -> bool:
     """Whether a value that was read somewhere is what `file_entry` gives."""
     if not isinstance(entry, dict):

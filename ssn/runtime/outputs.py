@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from ssn import __version__
 from ssn.core.atomic import check_target, write_text_atomic
 from ssn.core.bundle import Bundle
+from ssn.core.hashed_files import file_sha256
 from ssn.core.outputs import make_folder
 from ssn.core.volume import write_map
 from ssn.runtime.backend import Backend
@@ -41,8 +41,7 @@ def finished_record(
             record["map"]["threshold_z"],
             record["version"],
         )
-        with path.open("rb") as stream:
-            wanted = (hashlib.file_digest(stream, "sha256").hexdigest(), bundle.digest, round(level, 4), __version__)
+        wanted = (file_sha256(path), bundle.digest, round(level, 4), __version__)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return record if made_of == wanted else None

@@ -24,6 +24,7 @@ from ssn.core.outputs import check_folder
 from ssn.train.ablation_data import AblationData
 from ssn.train.ablation_measure import Looked, measure_arm
 from ssn.train.arms import Arm
+from ssn.train.cases import case_contents
 from ssn.train.checkpoint import OPTIMISER_FILE, RECORD_FILE, Detector
 from ssn.train.distributed import ONE_PROCESS, Ranks
 from ssn.train.features import FeatureReader
@@ -119,9 +120,7 @@ def run_arm(
         If the folder's result was made with other settings or volumes.
     """
     path = folder / "runs" / f"{_name(arm, seed)}.json"
-    made_of = arm.settings(seed) | {
-        "volumes": {split: [case.name for case in cases] for split, cases in vars(data).items()}
-    }
+    made_of = arm.settings(seed) | {"volumes": {split: case_contents(cases) for split, cases in vars(data).items()}}
     if path.exists():
         try:
             result: dict[str, Any] = json.loads(path.read_text())
@@ -147,7 +146,7 @@ def run_arm(
 
 def _trained(arm: Arm, seed: int, data: AblationData, shared: Path, ranks: Ranks) -> Detector:
     """Train the arm's model, or take the one that is there."""
-    made_of = arm.training(seed) | {"train": [case.name for case in data.train]}
+    made_of = arm.training(seed) | {"train": case_contents(data.train)}
     digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
     checkpoint, cache = shared / "models" / digest[:16], shared / "features"
     images = [case.image for case in data.train]

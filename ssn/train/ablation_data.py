@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssn.train.cases import Case, Layout
-from ssn.train.datasets import open_split, read_dataset
+from ssn.train.datasets import open_split, read_dataset, refuse_shared, refuse_without_lesion
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ def open_ablation_data(
     contrast: str | None = None,
     *,
     measure_on: Path | None = None,
+    measure_contrast: str | None = None,
     calibrate_on: Path | None = None,
 ) -> AblationData:
     """Open the splits of a data set; some of them are another one's, where one is given.
@@ -33,22 +34,31 @@ def open_ablation_data(
     ----------
     layout : of `data`; the others lie as they lie
     measure_on : has the test split, and the validation split unless it has no such volume
+    measure_contrast : of `measure_on`, where it is another than `contrast`
     calibrate_on : has the calibration split
 
     Raises
     ------
     DataError
-        As `open_split`.
+        As `open_split`, `refuse_shared` and `refuse_without_lesion`.
     """
     # A contrast or lesion never seen in training need not bring volumes to choose a threshold on.
     elsewhere = measure_on is not None and any(
         case.split == "validation" for case in read_dataset(measure_on, None).cases
     )
-    return AblationData(
+    measured_contrast = (measure_contrast or contrast) if measure_on else contrast
+    found = AblationData(
         train=open_split(data, "train", layout, contrast),
         calibration=open_split(calibrate_on or data, "calibration", None if calibrate_on else layout, contrast),
         validation=open_split(
-            measure_on if measure_on and elsewhere else data, "validation", None if elsewhere else layout, contrast
+            measure_on if measure_on and elsewhere else data,
+            "validation",
+            None if elsewhere else layout,
+            measured_contrast if elsewhere else contrast,
         ),
-        test=open_split(measure_on or data, "test", None if measure_on else layout, contrast),
+        test=open_split(measure_on or data, "test", None if measure_on else layout, measured_contrast),
     )
+    refuse_shared([*found.train, *found.calibration], [*found.validation, *found.test])
+    for cases in (found.validation, found.test):
+        refuse_without_lesion(cases)
+    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +11,7 @@ from typing import Any, Literal, get_args
 from ssn.core.errors import DataError
 from ssn.core.geometry import ThickSlice
 from ssn.train.aggregation import SlicePool
-from ssn.train.encoder import EncoderWeights
+from ssn.train.encoder import EncoderWeights, build_encoder, weights_identity
 from ssn.train.losses import LossKind
 from ssn.train.network import ModelConfig
 from ssn.train.presets import FitOptions
@@ -53,9 +52,7 @@ class Arm:
     def training(self, seed: int) -> dict[str, Any]:
         """Everything that decides the trained model, in plain values."""
         options = replace(self.options, seed=seed)
-        weights = str(self.weights)
-        if isinstance(self.weights, Path):  # the file's contents count, not where it lies
-            weights = hashlib.sha256(self.weights.read_bytes()).hexdigest()
+        weights = weights_identity(self.weights)
         plain = {"config": self.config.to_dict(), "options": asdict(options), "weights": weights}
         return json.loads(json.dumps(plain))  # type: ignore[no-any-return]  # tuples become lists, as they are when read back
 
@@ -104,7 +101,7 @@ def _variants(question: Question, base: Arm, tuned: Path | None) -> dict[str, Ar
             own = {"imagenet": "imagenet", "none": "random"}.get(str(base.weights), "as given")
             arms = {
                 own: base,
-                "tuned before": replace(base, weights=_existing(tuned)),
+                "tuned before": replace(base, weights=_usable(tuned, base.config)),
                 "tuned during": replace(base, options=together),
             }
         case "aggregation":
@@ -189,11 +186,12 @@ def _decayed(base: Arm) -> dict[str, Arm]:
     }
 
 
-def _existing(tuned: Path | None) -> Path:
+def _usable(tuned: Path | None, config: ModelConfig) -> Path:
     if tuned is None:
         raise DataError("the question 'encoder' compares with a fine-tuned one; give --tuned FILE (finetune's)")
     if not tuned.is_file():
         raise DataError(f"{tuned}: no such encoder weights file")
+    build_encoder(config.encoder, tuned)  # raises where they are not this encoder's: before any arm is trained
     return tuned
 
 

@@ -6,7 +6,9 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
+
+from ssn.core.hashed_files import file_sha256
 
 Split = Literal["train", "calibration", "validation", "test"]
 Layout = Literal["csv", "ixi", "brats", "br35h", "folder"]
@@ -40,6 +42,14 @@ class Case:
     lesion: str = ""
     volume_ml: float | None = None
     contrast: str | None = None
+
+
+def case_contents(cases: Iterable[Case]) -> list[list[Any]]:
+    """Everything that a measurement has of volumes, in plain values: their files' contents, not where they lie."""
+    return [
+        [case.name, case.lesion, case.volume_ml, *(file_sha256(file) for file in (case.image, case.mask) if file)]
+        for case in cases
+    ]
 
 
 @dataclass(frozen=True)

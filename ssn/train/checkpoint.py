@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ssn.core.atomic import atomic_path, write_text_atomic
+from ssn.core.bundle import CALIBRATION_FILE
 from ssn.core.errors import DataError
 from ssn.train.flow import ConditionalFlow
 from ssn.train.network import FeatureNetwork, LocationCodes, ModelConfig, build_flow
@@ -49,8 +50,12 @@ def build_detector(config: ModelConfig, network: FeatureNetwork, seed: int) -> D
 
 
 def save_checkpoint(folder: Path, detector: Detector, optimiser: dict[str, Tensor] | None = None) -> None:
-    """Write a checkpoint over an older one. The record goes last: it names the epoch that the rest is from."""
+    """Write a checkpoint over an older one. The record goes last: it names the epoch that the rest is from.
+
+    A calibration that lies there goes: it is of other weights.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / CALIBRATION_FILE).unlink(missing_ok=True)
     tensors = {
         **{f"network.{name}": tensor for name, tensor in detector.network.state_dict().items()},
         **{f"flow.{name}": tensor for name, tensor in detector.flow.state_dict().items()},

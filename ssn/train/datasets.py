@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ssn.core.atomic import printable
 from ssn.core.errors import DataError
+from ssn.core.hashed_files import file_sha256
 from ssn.train.cases import Case, Dataset, Layout, Split
 from ssn.train.check import refuse_unusable
 from ssn.train.layouts import COHORT_FILE, READERS, TREES, is_nifti
@@ -121,6 +123,32 @@ def open_split(path: Path, split: Split, layout: Layout | None = None, contrast:
     cases = select(dataset, split)
     refuse_unusable(dataset, cases)
     return cases
+
+
+def refuse_without_lesion(cases: Sequence[Case]) -> None:
+    """Raise DataError if none of the cases, of one split, has a mask: said before any computing."""
+    if not any(case.mask for case in cases):
+        raise DataError(f"no {cases[0].split} volume has a lesion ({cases[0].name} and the others have no mask)")
+
+
+def refuse_shared(learned: Sequence[Case], measured: Sequence[Case]) -> None:
+    """Refuse a volume that is learned from in one data set and measured in another.
+
+    Within a data set `refuse_unusable` says so by name; names of two data sets say nothing.
+
+    Raises
+    ------
+    DataError
+        If two files have the same contents; both are named.
+    """
+    known = {file_sha256(case.image): case for case in learned}
+    for case in measured:
+        twin = known.get(file_sha256(case.image))
+        if twin is not None:
+            raise DataError(
+                f"{printable(case.image)}: is in split {case.split!r}, and learned from as {printable(twin.image)} in "
+                f"{twin.split!r}; keep it in one"
+            )
 
 
 def open_healthy(path: Path, layout: Layout | None = None, contrast: str | None = None) -> list[Case]:

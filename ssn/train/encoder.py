@@ -15,8 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from ssn.core.errors import SsnError
+from ssn.core.hashed_files import file_sha256
 
 EncoderWeights = Literal["imagenet", "none"] | Path  # `build_encoder` says what each is
+
+
+def weights_identity(weights: EncoderWeights) -> str:
+    """Tell encoder weights from others: of a file its contents count, not where it lies."""
+    return file_sha256(weights) if isinstance(weights, Path) else weights
+
 
 # torch drops a library's operators when its object is collected, so it lives as long as this module.
 _stub_libraries: list[torch.library.Library] = []

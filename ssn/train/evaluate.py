@@ -163,7 +163,13 @@ def lesioned_voxels(
 
 def validation_threshold(method: Method, cases: Sequence[Case], progress: Callable[[], None] = lambda: None) -> float:
     """Threshold with the best mean Dice over the validation volumes that have a lesion."""
-    return metrics.best_dice_threshold(*lesioned_voxels(method, cases, progress))
+    return mask_threshold(*lesioned_voxels(method, cases, progress))
+
+
+def mask_threshold(scores: Sequence[NDArray[np.float32]], masks: Sequence[NDArray[np.bool_]]) -> float:
+    """Return what gives the best mean Dice if the mask is where the map is above it: just below a score."""
+    best = np.float32(metrics.best_dice_threshold(scores, masks))
+    return float(np.nextafter(best, np.float32(-np.inf)))
 
 
 def evaluate(
@@ -230,14 +236,15 @@ def as_json(
 def print_table(title: str, summary: dict[str, Any]) -> None:
     """Print a summary as a table."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     titles = ("volumes", "AUROC", "AUPRC", "Dice", "PRO", "slice\nAUROC", "slice\nAUPRC")
-    table = Table("lesions", *titles, title=title)
+    table = Table("lesions", *titles, title=escape(title))
     for label, values in summary.items():
         if isinstance(values, dict) and "auroc" in values:
             cells = ["-" if values[name] is None else f"{values[name]:.3f}" for name in METRICS]
-            table.add_row(label, str(values["volumes"]), *cells)
+            table.add_row(escape(label), str(values["volumes"]), *cells)
     console = Console()
     console.print(table)
     healthy = summary["healthy"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -19,7 +20,7 @@ from ssn.core.errors import DataError
 from ssn.train.checkpoint import OPTIMISER_FILE, optimiser_tensors, restore_optimiser
 from ssn.train.distributed import ONE_PROCESS, Ranks
 from ssn.train.edc import EncoderDecoder, contrast_loss
-from ssn.train.encoder import EncoderConfig, EncoderWeights
+from ssn.train.encoder import EncoderConfig, EncoderWeights, weights_identity
 from ssn.train.slice_images import SliceImages
 
 ENCODER_FILE, NETWORK_FILE, RECORD_FILE = "encoder.safetensors", "finetune.safetensors", "finetune.json"
@@ -89,7 +90,13 @@ def finetune(
     _check(images, network.multiple, options, ranks)
     optimiser = _optimiser(network, options)
     settings = {name: value for name, value in asdict(options).items() if name != "iterations"}
-    record: dict[str, Any] = {"encoder": asdict(config), "options": settings, "history": []}
+    record: dict[str, Any] = {
+        "encoder": asdict(config),
+        "options": settings,
+        "weights": weights_identity(weights),
+        "slices": _digest(images),
+        "history": [],
+    }
     if resume:
         record = _restore(folder, network, optimiser, record)
     network.to(ranks.device)
@@ -107,6 +114,13 @@ def finetune(
                 _save(folder, network, optimiser, record)
             ranks.wait()
     return [Point(**point) for point in record["history"]]
+
+
+def _digest(images: SliceImages) -> str:
+    digest = hashlib.sha256()
+    for slices in (images.train, images.validation):
+        digest.update(repr(tuple(slices.shape)).encode() + slices.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _check(images: SliceImages, multiple: int, options: FinetuneOptions, ranks: Ranks) -> None:
@@ -213,9 +227,11 @@ def _restore(
 ) -> dict[str, Any]:
     try:
         record: dict[str, Any] = json.loads((folder / RECORD_FILE).read_text())
-        same = json.loads(json.dumps({"encoder": wanted["encoder"], "options": wanted["options"]}))
-        if {"encoder": record["encoder"], "options": record["options"]} != same:
-            raise DataError(f"{folder}: was fine-tuned with other settings; resume with the same ones")
+        same = json.loads(json.dumps(wanted))
+        for name, what in (("encoder", "another encoder"), ("options", "other settings"),
+                           ("weights", "other --encoder-weights"), ("slices", "other slices")):  # fmt: skip
+            if record[name] != same[name]:
+                raise DataError(f"{folder}: was fine-tuned with {what}; resume with the same")
         network.load_state_dict(load_file(folder / NETWORK_FILE))
         restore_optimiser(optimiser, folder)
     except OSError as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ssn.core.errors import DataError
+from ssn.core.hashed_files import file_sha256
 from ssn.core.outputs import check_folder
 from ssn.train.batches import Altered, Pool, epoch_batches
 from ssn.train.checkpoint import (
@@ -22,7 +23,7 @@ from ssn.train.checkpoint import (
     save_checkpoint,
 )
 from ssn.train.distributed import ONE_PROCESS, Ranks
-from ssn.train.encoder import EncoderWeights
+from ssn.train.encoder import EncoderWeights, weights_identity
 from ssn.train.features import AlteredFeatures, FeatureReader, VolumeFeatures, measure_whitening
 from ssn.train.joint import tune_together
 from ssn.train.losses import PUSHING_LOSSES
@@ -146,11 +147,16 @@ def fit(
     if resume:
         detector = load_checkpoint(folder)
         detector.flow.train()
-        _check_resumable(folder, detector, config, options, paths)
+        _check_resumable(folder, detector, config, options, paths, weights)
     else:
         torch.manual_seed(options.seed)
         detector = build_detector(config, FeatureNetwork(config, weights).eval(), options.seed)
-        record = {"options": options.settings(), "history": [], "volumes": len(paths), "names": _names_hash(paths)}
+        record = {
+            "options": options.settings(),
+            "history": [],
+            "volumes": len(paths),
+            "made_of": _made_of(paths, weights),
+        }
         detector.record |= record
     detector.to(ranks.device)
     if len(detector.record["history"]) < options.epochs:
@@ -167,20 +173,29 @@ def fit(
     return detector.to(torch.device("cpu"))
 
 
-def _names_hash(paths: Sequence[Path]) -> str:
-    """SHA-256 of the volumes' file names in their order, which decides what each step draws."""
-    return hashlib.sha256("\n".join(path.name for path in paths).encode("utf-8", "surrogateescape")).hexdigest()
+def _made_of(paths: Sequence[Path], weights: EncoderWeights) -> dict[str, str]:
+    """Tell by contents the volumes, in their order, which decides what each step draws, and the encoder's weights."""
+    digests = "".join(file_sha256(path) for path in paths)
+    return {"volumes": hashlib.sha256(digests.encode()).hexdigest(), "encoder_weights": weights_identity(weights)}
 
 
 def _check_resumable(
-    folder: Path, detector: Detector, config: ModelConfig, options: FitOptions, paths: Sequence[Path]
+    folder: Path,
+    detector: Detector,
+    config: ModelConfig,
+    options: FitOptions,
+    paths: Sequence[Path],
+    weights: EncoderWeights,
 ) -> None:
     record = detector.record
+    before, now = record.get("made_of", {}), _made_of(paths, weights)
+    if before.get("encoder_weights") != now["encoder_weights"]:
+        raise DataError(f"{folder}: was trained with other --encoder-weights; resume with the same ones")
     if detector.config != config or record.get("options") != options.settings():
         raise DataError(f"{folder}: was trained with other settings; resume with the same ones")
-    if record.get("names", _names_hash(paths)) != _names_hash(paths):
+    if before != now:
         raise DataError(
-            f"{folder}: was trained on other volumes ({record['volumes']} then, {len(paths)} now); "
+            f"{folder}: was trained on other volumes ({record.get('volumes')} then, {len(paths)} now); "
             "resume with the same ones, or train into another folder"
         )
     if record.get("tuning") and len(record["history"]) < options.epochs:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import multiprocessing
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -33,6 +31,7 @@ from ssn.train.cases import HEALTHY_SPLITS
 from ssn.train.layouts import COHORT_FILE
 from ssn.train.lesions import LESION_KINDS, LesionKind, blend, draw_lesion
 from ssn.train.templates import Template, TemplateName, load_template
+from ssn.train.workers import worker_processes
 
 CROPPED_SHARE = 0.15
 SEEDS = 1_000_000  # of subjects that a cohort's seed leaves room for
@@ -141,7 +140,14 @@ def plan_cohort(
     `sizes` gives the number of subjects of each split. `train` and `calibration` are healthy; of every
     other split, one subject in five is healthy and the kinds of lesion take turns among the rest.
     No seed occurs twice, so no subject is in two splits.
+
+    Raises
+    ------
+    DataError
+        If no subject is wanted.
     """
+    if not any(sizes.values()):
+        raise DataError("a cohort of no subjects was asked for; give some")
     records: list[SubjectRecord] = []
     for split, size in sizes.items():
         for index in range(size):
@@ -203,17 +209,25 @@ def write_cohort(
     missing = []
     for record in records:
         old = known.get(record.seed)
-        if old is not None and replace(old, volume_ml=0.0) == record and (folder / record.image).exists():
+        if (
+            old is not None
+            and replace(old, volume_ml=0.0) == record
+            and all(file.exists() for file in _files(folder, old))
+        ):
             done.append(old)
         else:
             missing.append(record)
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with worker_processes(workers) as pool:
         for made in pool.map(_make_and_write, missing, [folder] * len(missing)):
             done.append(made)
             progress(len(done))
             if len(done) % 10 == 0 or len(done) == len(records):
                 _write_table(table, sorted(done, key=lambda record: record.seed))
     return table
+
+
+def _files(folder: Path, record: SubjectRecord) -> list[Path]:
+    return [folder / name for name in (record.image, record.mask) if name]
 
 
 def _refuse_others(table: Path, there: list[SubjectRecord], records: list[SubjectRecord]) -> None:

@@ -1,6 +1,8 @@
 """Accuracy of several methods: thresholds that never mix, a control for the scanner, files written whole."""
 
 import json
+import os
+import signal
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from PIL import Image
 from trees import ZOOMS, mask, plain, volume
 from typer.testing import CliRunner
 
-from ssn.benchmarks.accuracy import suite
+from ssn.benchmarks.accuracy import methods, suite
 from ssn.benchmarks.accuracy.backbone import Backbone
 from ssn.benchmarks.accuracy.measured import (
     HEALTHY_QUANTILE,
@@ -23,13 +25,13 @@ from ssn.benchmarks.accuracy.measured import (
 )
 from ssn.benchmarks.accuracy.methods import NAMES, known_methods
 from ssn.cli import bench, train
-from ssn.core.errors import DataError
+from ssn.core.errors import BackendError, DataError, SsnError
 from ssn.core.metrics import voxel_auprc, voxel_auroc
 from ssn.core.volume import read_volume
 from ssn.train.calibrate import load_calibration
 from ssn.train.cases import Case
 from ssn.train.checkpoint import load_checkpoint
-from ssn.train.evaluate import DetectorMethod, ScoredVolume, lesion_mask
+from ssn.train.evaluate import DetectorMethod, ScoredVolume, lesion_mask, mask_threshold
 from ssn.train.references import HealthyVolumes, intensity_method, reference_method, residual_method
 
 
@@ -214,6 +216,27 @@ def test_what_is_cut_off_leaves_what_it_measured(cases, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
+def test_a_failure_costs_no_method_that_was_begun(cases, tmp_path):
+    """The first of the pair takes longer than the second takes to fail."""
+    with pytest.raises(DataError, match="no such thing"):
+        suite.compare(partial(_of_two, "fails"), splits(cases), tmp_path / "a.json", quiet, processes=2)
+    assert list(json.loads((tmp_path / "a.json").read_text())) == ["bright voxels"]
+
+
+def test_a_process_that_is_killed_is_one_clear_error(cases, tmp_path):
+    with pytest.raises(SsnError, match="a process was killed, probably because memory was short"):
+        suite.compare(partial(_of_two, "dies"), splits(cases), tmp_path / "a.json", quiet, processes=2)
+
+
+def _of_two(how, tell):
+    def other():
+        if how == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise DataError("no such thing")
+
+    return {"bright voxels": lambda: BRIGHT, "other": other}
+
+
 def test_the_shown_slices_are_of_different_kinds_and_cut_the_lesion(cases):
     from ssn.benchmarks.accuracy.pictures import choose_slices
 
@@ -248,6 +271,24 @@ def test_a_method_of_an_unknown_name_is_one_line_that_lists_the_names(tmp_path):
     one_line(
         run("accuracy", tmp_path, tmp_path, "--method", "magic", "-o", tmp_path / "a.json"), "magic", *NAMES, "all"
     )
+
+
+def test_the_json_has_a_name_of_its_own(tmp_path):
+    one_line(run("accuracy", tmp_path, tmp_path, "-o", tmp_path / "a.md"), "a.md: is the name of the table", "a.json")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_method_lacks_is_said_before_any_computing(monkeypatch):
+    monkeypatch.setattr(methods, "find_spec", lambda name: None)
+    with pytest.raises(BackendError, match=r"needs monai, which is not installed: pip install '\.\[bench\]'"):
+        methods.choose_methods(["autoencoder 3d"])
+    with pytest.raises(DataError, match="pca needs two healthy volumes"):
+        known_methods(["z-score", "pca"], [Path("one.nii")], Backbone(), 4.0, quiet)
+
+
+def test_the_mask_of_the_validation_threshold_holds_the_voxel_that_gave_it():
+    scores, lesion = np.array([0, 0, 1, 1], np.float32), np.array([False, False, True, True])
+    assert ((scores > mask_threshold([scores], [lesion])) == lesion).all()
 
 
 def test_an_existing_picture_is_not_replaced_without_force(tmp_path):

@@ -100,7 +100,8 @@ def test_what_decides_a_method_s_result(tmp_path):
     train = [volume(tmp_path / "train" / f"{seed}.nii.gz", seed) for seed in range(2)]
     model = tmp_path / "model"
     (model / "features").mkdir(parents=True)
-    (model / "flow.safetensors").write_bytes(b"weights")
+    for name in ("model.safetensors", "model.json", "calibration.npz"):
+        (model / name).write_bytes(b"first")
     weights = tmp_path / "encoder.safetensors"
     weights.write_bytes(b"weights")
     names = ("z-score", "autoencoder 3d", "padim")
@@ -118,8 +119,13 @@ def test_what_decides_a_method_s_result(tmp_path):
     assert changed(backbone=Backbone(weights="none", seed=1)) == {"padim"}
     (model / "features" / "a.safetensors").write_bytes(b"cached")
     assert changed() == set(), "cached features are not the model"
-    (model / "flow.safetensors").write_bytes(b"others")
+    (model / "accuracy.json").write_text("{}")
+    assert changed() == set(), "nor is what was measured of it"
+    (model / "calibration.npz").write_bytes(b"others")
     assert changed() == {"ssn"}
+    assert describe_methods({}, ["z-score"], train, Backbone(weights=tmp_path / "none.safetensors"), 4.0), (
+        "no peer asks"
+    )
     of_a_file = described(backbone=Backbone(weights=weights))
     weights.write_bytes(b"others")
     assert described(backbone=Backbone(weights=weights))["padim"] != of_a_file["padim"], "contents count, not the name"

@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,10 +8,11 @@ import pytest
 import torch
 from brains import brain_file
 from filelock import FileLock
-from trees import mask, table
+from safetensors.torch import save_file
+from trees import brats, mask, table
 
 from ssn.core.calibrate import HealthyVolume, calibrate
-from ssn.core.errors import DataError, OutputError
+from ssn.core.errors import DataError, OutputError, SsnError
 from ssn.core.geometry import GridConfig
 from ssn.core.volume import read_volume
 from ssn.train.ablate import run_arm, run_arms
@@ -20,7 +22,7 @@ from ssn.train.ablation_report import COLUMNS, as_markdown, statistic, write_rep
 from ssn.train.arms import QUESTIONS, plan_arms
 from ssn.train.checkpoint import build_detector
 from ssn.train.datasets import open_split
-from ssn.train.encoder import EncoderConfig
+from ssn.train.encoder import COMPACT, EncoderConfig, build_encoder
 from ssn.train.evaluate import (
     DetectorMethod,
     ScoredVolume,
@@ -49,10 +51,16 @@ def arms(*questions, **options):
     return {(arm.question, arm.value): arm for arm in plan_arms(questions, *BASE, **options)}
 
 
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    """Weights of the compact encoder, in a file."""
+    path = tmp_path_factory.mktemp("tuned") / "encoder.safetensors"
+    save_file(build_encoder(COMPACT, "none").state_dict(), path)
+    return path
+
+
 @pytest.mark.parametrize(("weights", "name"), [("imagenet", "imagenet"), ("none", "random"), (Path("e"), "as given")])
-def test_the_question_about_the_encoder_starts_from_the_weights_of_the_base(tmp_path, weights, name):
-    tuned = tmp_path / "e.safetensors"
-    tuned.write_bytes(b"weights")
+def test_the_question_about_the_encoder_starts_from_the_weights_of_the_base(tmp_path, tuned, weights, name):
     if isinstance(weights, Path):
         weights = tmp_path / "other.safetensors"
         weights.write_bytes(b"others")
@@ -64,15 +72,14 @@ def test_the_question_about_the_encoder_starts_from_the_weights_of_the_base(tmp_
     ]
 
 
-def test_each_arm_differs_from_the_base_in_one_thing(tmp_path):
-    (tmp_path / "e.safetensors").write_bytes(b"weights")
-    planned = arms(*QUESTIONS, tuned=tmp_path / "e.safetensors")
+def test_each_arm_differs_from_the_base_in_one_thing(tuned):
+    planned = arms(*QUESTIONS, tuned=tuned)
     base = arms("loss")["loss", "spp"]
     assert {value for question, value in planned if question == "loss"} == {"spp", "triplet", "hard", "none"}
     assert planned["aggregation", "none"].config.grid.window == 1
     assert planned["aggregation", "attention"].config.pool == "attention"
     assert planned["code", "none"].config.plane_channels == planned["code", "none"].config.depth_channels == 0
-    assert planned["encoder", "tuned before"].weights == tmp_path / "e.safetensors"
+    assert planned["encoder", "tuned before"].weights == tuned
     assert planned["encoder", "tuned during"].options.tune_encoder > 0
     assert {value for question, value in planned if question == "flow"} == {"8 blocks", "4 blocks", "2 blocks"}
     assert planned["width", "88 components"].config.components == 88
@@ -101,11 +108,14 @@ def test_the_base_answers_every_question_and_is_one_run():
     assert planned["loss", "triplet"].options.anomalies == "noise", "the only ones that the triplet loss knows"
 
 
-def test_questions_that_cannot_be_asked_are_refused():
+def test_questions_that_cannot_be_asked_are_refused(tmp_path):
     with pytest.raises(DataError, match="--tuned FILE"):
         arms("encoder")
     with pytest.raises(DataError, match="nowhere: no such"):
         arms("encoder", tuned=Path("nowhere"))
+    (tmp_path / "notes.txt").write_text("no weights")
+    with pytest.raises(SsnError, match=r"notes\.txt"):
+        arms("encoder", tuned=tmp_path / "notes.txt")
     with pytest.raises(DataError, match="cannot choose its anomalies"):
         plan_arms(["anomalies"], TINY, replace(OPTIONS, loss="none"), "none")
     for question in ("aggregation", "slices"):
@@ -244,8 +254,68 @@ def test_volumes_measured_on_may_bring_no_validation_split(tmp_path):
     for folder, splits in ((own, ("train", "calibration", "validation", "test")), (other, ("calibration", "test"))):
         folder.mkdir()
         for split in splits:
-            brain_file(folder / f"{split}.nii", (6.0, 6.0, 6.0), lesion=False, seed=len(split))
-        tables.append(table(folder, *(f"{split}.nii,,{split}" for split in splits)))
+            brain_file(folder / f"{split}.nii", (6.0, 6.0, 6.0), lesion=False, seed=len(split) + 50 * (folder == other))
+        mask(folder / "m.nii")
+        masks = {"validation": "m.nii", "test": "m.nii"}
+        tables.append(table(folder, *(f"{split}.nii,{masks.get(split, '')},{split}" for split in splits)))
     found = open_ablation_data(tables[0], measure_on=tables[1], calibrate_on=tables[1])
     parents = {split: cases[0].image.parent for split, cases in vars(found).items()}
     assert parents == {"train": own, "calibration": other, "validation": own, "test": other}
+
+
+def test_what_is_measured_on_has_a_contrast_of_its_own(tmp_path):
+    own = table(tmp_path, "t.nii,,train", "c.nii,,calibration", "v.nii,m.nii,validation", "e.nii,m.nii,test")
+    for seed, name in enumerate("tcve"):
+        brain_file(tmp_path / f"{name}.nii", (6.0, 6.0, 6.0), seed=100 + seed)
+    mask(tmp_path / "m.nii")
+    other = brats(tmp_path / "brats")
+    with pytest.raises(DataError, match=r"brats: mixed modalities"):
+        open_ablation_data(own, measure_on=other)
+    found = open_ablation_data(own, measure_on=other, measure_contrast="flair")
+    assert {case.contrast for case in [*found.validation, *found.test]} == {"flair"}
+
+
+def test_a_volume_that_is_learned_from_is_not_measured_under_another_name(tmp_path):
+    for seed, name in enumerate("tcve"):
+        brain_file(tmp_path / f"{name}.nii", (6.0, 6.0, 6.0), seed=seed)
+    mask(tmp_path / "m.nii")
+    own = table(tmp_path, "t.nii,,train", "c.nii,,calibration", "v.nii,m.nii,validation", "e.nii,m.nii,test")
+    (tmp_path / "other").mkdir()
+    shutil.copy(tmp_path / "c.nii", tmp_path / "other" / "patient.nii")
+    shutil.copy(tmp_path / "m.nii", tmp_path / "other")
+    other = table(tmp_path / "other", "patient.nii,m.nii,test")
+    with pytest.raises(
+        DataError, match=r"patient\.nii: is in split 'test', and learned from as .*c\.nii in 'calibration'"
+    ):
+        open_ablation_data(own, measure_on=other)
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_split_without_a_lesion_is_refused_before_any_training(tmp_path, split):
+    for seed, name in enumerate("tcve"):
+        brain_file(tmp_path / f"{name}.nii", (6.0, 6.0, 6.0), seed=seed)
+    mask(tmp_path / "m.nii")
+    rows = [
+        f"{name}.nii,{'' if where == split else 'm.nii'},{where}"
+        for name, where in (("v", "validation"), ("e", "test"))
+    ]
+    with pytest.raises(DataError, match=f"no {split} volume has a lesion"):
+        open_ablation_data(table(tmp_path, "t.nii,,train", "c.nii,,calibration", *rows))
+
+
+def test_other_volumes_of_the_same_names_are_other_volumes(data, tmp_path):
+    (arm,) = plan_arms(["loss"], TINY, OPTIONS, "none")[:1]
+    run_arm(arm, 0, data, tmp_path / "first")
+    (tmp_path / "others").mkdir()
+    others = {}
+    for split, cases in vars(data).items():
+        moved = [replace(case, image=tmp_path / "others" / case.image.name) for case in cases]
+        for case in moved:
+            brain_file(
+                case.image, (6.0, 6.0, 6.0), lesion=bool(case.mask), seed=200 + int(case.image.stem), radius=20.0
+            )
+        others[split] = moved
+    with pytest.raises(DataError, match="other settings or volumes"):
+        run_arm(arm, 0, AblationData(**others), tmp_path / "first")
+    run_arm(arm, 0, AblationData(**others), tmp_path / "second", reuse=tmp_path / "first")
+    assert len(list((tmp_path / "first" / "models").glob("*/model.json"))) == 2, "no model of the first ones is reused"

@@ -52,11 +52,16 @@ def test_the_curve_is_kept_with_the_settings(tuned):
 
 def test_a_resumed_run_ends_in_the_same_weights(images, tuned, tmp_path):
     finetune(TINY, images, tmp_path, FinetuneOptions(**{**vars(OPTIONS), "iterations": 3}), weights="none")
-    finetune(TINY, images, tmp_path, OPTIONS, resume=True)
+    finetune(TINY, images, tmp_path, OPTIONS, weights="none", resume=True)
     whole, parts = (load_file(folder / "finetune.safetensors") for folder in (tuned[0], tmp_path))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     with pytest.raises(DataError, match="other settings"):
-        finetune(TINY, images, tmp_path, FinetuneOptions(iterations=9, batch=4), resume=True)
+        finetune(TINY, images, tmp_path, FinetuneOptions(iterations=9, batch=4), weights="none", resume=True)
+    with pytest.raises(DataError, match="other --encoder-weights"):
+        finetune(TINY, images, tmp_path, OPTIONS, resume=True)
+    others = SliceImages(images.train.flip(1), images.validation)
+    with pytest.raises(DataError, match="other slices"):
+        finetune(TINY, others, tmp_path, OPTIONS, weights="none", resume=True)
 
 
 def test_the_detectors_encoder_takes_the_file(tuned):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from brains import brain_file
 
+from ssn.core.bundle import CALIBRATION_FILE
 from ssn.core.errors import DataError
 from ssn.export.onnx import TOLERANCE, export_graphs, measure_parity, random_batches
 from ssn.train.batches import epoch_batches
@@ -133,3 +134,19 @@ def test_resuming_with_other_volumes_is_refused(tmp_path, scans, cache):
     fit(TINY, scans, tmp_path, options, cache=cache, weights="none")
     with pytest.raises(DataError, match=r"other volumes \(2 then, 1 now\)"):
         fit(TINY, scans[:1], tmp_path, replace(options, epochs=2), cache=cache, weights="none", resume=True)
+    (tmp_path / "swapped").mkdir()
+    swapped = [brain_file(tmp_path / "swapped" / scan.name, lesion=True, seed=9) for scan in scans]
+    with pytest.raises(DataError, match="other volumes"):
+        fit(TINY, swapped, tmp_path, replace(options, epochs=2), cache=cache, weights="none", resume=True)
+    with pytest.raises(DataError, match="other --encoder-weights"):
+        fit(TINY, scans, tmp_path, replace(options, epochs=2), cache=cache, resume=True)
+
+
+def test_more_training_ends_a_calibration(tmp_path, scans, cache):
+    options = replace(OPTIONS, epochs=1)
+    fit(TINY, scans, tmp_path, options, cache=cache, weights="none")
+    (tmp_path / CALIBRATION_FILE).write_bytes(b"of the first epoch's weights")
+    fit(TINY, scans, tmp_path, options, cache=cache, weights="none", resume=True)
+    assert (tmp_path / CALIBRATION_FILE).exists(), "nothing was trained"
+    fit(TINY, scans, tmp_path, replace(options, epochs=2), cache=cache, weights="none", resume=True)
+    assert not (tmp_path / CALIBRATION_FILE).exists()

@@ -85,12 +85,19 @@ def test_a_plan_repeats_no_subject_and_mixes_healthy_ones_into_the_test():
     assert sorted(test) == sorted([*LESION_KINDS, ""] * 2)
 
 
+def test_a_cohort_of_nobody_is_refused():
+    with pytest.raises(DataError, match="no subjects"):
+        plan_cohort({"train": 0, "test": 0}, "t1", "icbm152", 3)
+
+
 def test_a_cohort_is_written_resumed_and_usable(tmp_path):
     plan = plan_cohort({"train": 1, "test": 1}, "t1", "icbm152", 3)
     write_cohort(tmp_path, plan[:1], workers=1)
     first = (tmp_path / plan[0].image).stat().st_mtime_ns
     write_cohort(tmp_path, plan, workers=1)
     assert (tmp_path / plan[0].image).stat().st_mtime_ns == first, "kept"
+    (tmp_path / plan[1].mask).unlink()
+    write_cohort(tmp_path, plan, workers=1)
     records = read_cohort(tmp_path / "cohort.csv")
     assert [replace(record, volume_ml=0.0) for record in records] == plan
     test = open_split(tmp_path, "test")

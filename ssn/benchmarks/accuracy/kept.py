@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,14 @@ from ssn.benchmarks.accuracy.methods import PEERS
 from ssn.benchmarks.accuracy.peers import PeerBudget
 from ssn.benchmarks.accuracy.workers import Measured
 from ssn.core.atomic import atomic_path
+from ssn.core.bundle import CALIBRATION_FILE, load_bundle
 from ssn.core.errors import DataError
-from ssn.train.cases import Case
+from ssn.core.hashed_files import file_sha256
+from ssn.train.cases import case_contents
+from ssn.train.checkpoint import RECORD_FILE, WEIGHTS_FILE
 from ssn.train.distributed import choose_device
+from ssn.train.encoder import weights_identity
+from ssn.train.trained import is_bundle
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ def load_measured(path: Path, name: str) -> Measured:
                 Pooled(stored["thresholds"], stored["lesion"], stored["other"]),
                 {case: stored[f"slice{index}"] for index, case in enumerate(plain["slices"])},
             )
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # of damaged bytes zipfile, zlib and numpy raise whatever they like
         raise DataError(f"{path}: is damaged ({error}); remove it to have this method measured again") from error
     return Measured(name, accuracy, plain["seconds"])
 
@@ -95,13 +99,12 @@ def describe_methods(
 ) -> dict[str, Any]:
     """Say in plain values what decides the result of each method that `all_methods` makes of the same arguments."""
     where = {"version": __version__, "device": choose_device("auto").type}
-    trained = {name: where | {"model": _digests(_own_files(folder))} for name, folder in models.items()}
-    learned = where | {"train": _digests(train), "sigma": sigma}
-    weights = backbone.weights
-    looks = asdict(backbone) | {"weights": _digest(weights) if isinstance(weights, Path) else weights}
+    trained = {name: where | {"model": _own_digests(folder)} for name, folder in models.items()}
+    learned = where | {"train": [file_sha256(path) for path in train], "sigma": sigma}
     known: dict[str, Any] = {name: learned | {"name": name} for name in names}
     for name in names:
         if name in PEERS:
+            looks = asdict(backbone) | {"weights": weights_identity(backbone.weights)}
             known[name] |= {"backbone": looks, "budget": asdict(PeerBudget())}
         elif name == "autoencoder 3d":
             known[name] |= {"budget": asdict(AutoencoderBudget())}
@@ -111,26 +114,12 @@ def describe_methods(
 def _volumes(splits: Splits) -> dict[str, Any]:
     """Return what a result has of the splits, in plain values."""
     named = {"calibration": splits.calibration, "validation": splits.validation, "test": splits.test}
-    controls = {name: _cases(cases) for name, cases in splits.controls.items()}
-    return {name: _cases(cases) for name, cases in named.items()} | {"controls": controls}
+    controls = {name: case_contents(cases) for name, cases in splits.controls.items()}
+    return {name: case_contents(cases) for name, cases in named.items()} | {"controls": controls}
 
 
-def _cases(cases: Sequence[Case]) -> list[Any]:
-    return [
-        [case.name, case.lesion, case.volume_ml, *_digests([case.image, *([case.mask] if case.mask else [])])]
-        for case in cases
-    ]
-
-
-def _own_files(folder: Path) -> list[Path]:
-    """Files of a trained model; cached features and built engines lie in folders of their own."""
-    return sorted(path for path in folder.iterdir() if path.is_file())
-
-
-def _digests(paths: Iterable[Path]) -> list[str]:
-    return [_digest(path) for path in paths]
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _own_digests(folder: Path) -> list[str]:
+    """Digests of what decides what a trained model computes; other files may lie beside it."""
+    if is_bundle(folder):
+        return [load_bundle(folder).digest]
+    return [file_sha256(folder / name) for name in (WEIGHTS_FILE, RECORD_FILE, CALIBRATION_FILE)]

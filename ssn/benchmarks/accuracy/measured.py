@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssn.benchmarks.measure import Tell
-from ssn.core import metrics
 from ssn.core.errors import DataError
 from ssn.train.cases import Case
 from ssn.train.evaluate import (
@@ -25,6 +24,7 @@ from ssn.train.evaluate import (
     VolumeAccuracy,
     lesion_mask,
     lesioned_voxels,
+    mask_threshold,
     measure_volume,
     summarise,
 )
@@ -244,7 +244,7 @@ def measure(name: str, method: Method, splits: Splits, shown: Mapping[str, int],
     own = method.threshold if isinstance(method, TrainedMethod) else None
     at_healthy = float(np.quantile(sample, HEALTHY_QUANTILE)) if own is None else own
     scores, masks = lesioned_voxels(method, splits.validation, counting("validation", splits.validation))
-    at_validation = metrics.best_dice_threshold(scores, masks)
+    at_validation = mask_threshold(scores, masks)
     lesion_values = np.concatenate([values[labels] for values, labels in zip(scores, masks, strict=True)])
     thresholds = candidate_thresholds(sample, lesion_values, (at_healthy, at_validation))
     median = float(np.median(sample))

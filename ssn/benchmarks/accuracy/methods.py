@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -12,7 +13,7 @@ from ssn.benchmarks.accuracy.backbone import Backbone
 from ssn.benchmarks.accuracy.peers import LAYERS, PeerBudget, PeerName, fit_peer, peer_method, require_anomalib
 from ssn.benchmarks.measure import Tell
 from ssn.benchmarks.results import OURS
-from ssn.core.errors import DataError
+from ssn.core.errors import BackendError, DataError, installing
 from ssn.train.encoder import EncoderWeights
 from ssn.train.evaluate import Method
 from ssn.train.references import HealthyVolumes, intensity_method, reference_method, residual_method
@@ -35,7 +36,7 @@ def choose_methods(names: Sequence[str] | None) -> tuple[str, ...]:
     DataError
         If a name is unknown.
     BackendError
-        If a peer is wanted and anomalib not installed.
+        If a peer or the autoencoder is wanted and its package not installed.
     """
     if not names:
         return DEFAULT
@@ -45,6 +46,8 @@ def choose_methods(names: Sequence[str] | None) -> tuple[str, ...]:
     chosen = NAMES if "all" in names else tuple(dict.fromkeys(names))
     if set(chosen) & set(PEERS):
         require_anomalib()
+    if "autoencoder 3d" in chosen and find_spec("monai") is None:
+        raise BackendError(f"the 3D autoencoder needs monai, which is not installed: {installing('bench')}")
     return chosen
 
 
@@ -107,7 +110,14 @@ def known_methods(
     train : healthy volumes
     backbone : of the peers
     sigma : mm, of the Gaussian over every method's scores
+
+    Raises
+    ------
+    DataError
+        If the volumes are too few for one of the methods.
     """
+    if "pca" in names and len(train) < 2:
+        raise DataError("pca needs two healthy volumes to learn from, and there is one; choose other methods")
 
     @cache
     def blocks() -> HealthyVolumes:

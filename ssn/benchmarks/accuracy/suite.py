@@ -15,6 +15,8 @@ from ssn.benchmarks.accuracy.table import markdown
 from ssn.benchmarks.accuracy.workers import Make, Measured, measure_at_once, measure_in_turn
 from ssn.benchmarks.measure import Tell
 from ssn.core.atomic import write_text_atomic
+from ssn.core.errors import OutputError
+from ssn.core.outputs import check_file
 from ssn.train.cases import Case
 from ssn.train.datasets import open_healthy
 
@@ -28,6 +30,21 @@ def output_files(output: Path) -> dict[str, Path]:
         "curves": output.with_name(f"{stem}-curves.png"),
         "montage": output.with_name(f"{stem}-montage.png"),
     }
+
+
+def check_output(output: Path, *, overwrite: bool) -> None:
+    """Refuse, before any computing, what a comparison could not be written to.
+
+    Raises
+    ------
+    OutputError
+        If the JSON would have the name of the table or of a picture, or one of them exists or can't be written.
+    """
+    files = output_files(output)
+    if len(set(files.values())) < len(files):
+        raise OutputError(f"{output}: is the name of the table; give the JSON's, {output.with_suffix('.json')}")
+    for path in files.values():
+        check_file(path, overwrite=overwrite)
 
 
 def open_controls(paths: Sequence[Path]) -> dict[str, list[Case]]:

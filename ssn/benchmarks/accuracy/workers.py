@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
 
 from ssn.benchmarks.accuracy.measured import MethodAccuracy, Splits, measure
 from ssn.benchmarks.accuracy.methods import Build
 from ssn.benchmarks.measure import Tell
 from ssn.runtime.machine import cores
+from ssn.train.workers import worker_processes
 
 Make = Callable[[Tell], Mapping[str, Build]]  # says how to make each method; pickled where several processes do
 
@@ -43,21 +43,28 @@ def measure_at_once(
 ) -> Iterator[Measured]:
     """Do the same by several processes, in whatever order methods are done.
 
-    They share the cores, and each has its own copy of what its methods learn from.
+    They share the cores, and each has its own copy of what its methods learn from. Where one fails, those that were
+    begun are still measured and yielded; no other is begun, and the failure is raised at the end.
     """
     threads = max(1, cores() // processes)
-    with ProcessPoolExecutor(
-        processes, mp_context=get_context("spawn"), initializer=_start, initargs=(make, threads)
-    ) as pool:
+    failure: Exception | None = None
+    with worker_processes(processes, _start, make, threads) as pool:
         # The last first: the peers, of which the flows take the longest, would else be waited for at the end.
         tasks = [pool.submit(_measure_here, name, splits, shown) for name in reversed(names)]
-        try:
-            for done, task in enumerate(as_completed(tasks), 1):
+        for done, task in enumerate(as_completed(tasks), 1):
+            if task.cancelled():
+                continue
+            try:
                 found = task.result()
-                tell(f"{found.name}: measured", done, len(tasks))
-                yield found
-        finally:
-            pool.shutdown(cancel_futures=True)
+            except Exception as error:
+                failure = failure or error
+                for other in tasks:
+                    other.cancel()
+                continue
+            tell(f"{found.name}: measured", done, len(tasks))
+            yield found
+        if failure:
+            raise failure
 
 
 def _measure(name: str, build: Build, splits: Splits, shown: Mapping[str, int], tell: Tell) -> Measured:
