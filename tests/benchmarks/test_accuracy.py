@@ -13,7 +13,7 @@ from PIL import Image
 from trees import ZOOMS, mask, plain, volume
 from typer.testing import CliRunner
 
-from ssn.benchmarks.accuracy import methods, suite
+from ssn.benchmarks.accuracy import suite
 from ssn.benchmarks.accuracy.backbone import Backbone
 from ssn.benchmarks.accuracy.measured import (
     HEALTHY_QUANTILE,
@@ -23,15 +23,15 @@ from ssn.benchmarks.accuracy.measured import (
     measure,
     voxels_above,
 )
-from ssn.benchmarks.accuracy.methods import NAMES, known_methods
+from ssn.benchmarks.accuracy.methods import known_methods
 from ssn.cli import bench, train
-from ssn.core.errors import BackendError, DataError, SsnError
+from ssn.core.errors import DataError, SsnError
 from ssn.core.metrics import voxel_auprc, voxel_auroc
 from ssn.core.volume import read_volume
 from ssn.train.calibrate import load_calibration
 from ssn.train.cases import Case
 from ssn.train.checkpoint import load_checkpoint
-from ssn.train.evaluate import DetectorMethod, ScoredVolume, lesion_mask, mask_threshold
+from ssn.train.evaluate import DetectorMethod, ScoredVolume, lesion_mask
 from ssn.train.references import HealthyVolumes, intensity_method, reference_method, residual_method
 
 
@@ -265,30 +265,6 @@ def one_line(result, *words):
     (line,) = result.stderr.strip().splitlines()
     for word in words:
         assert word in line
-
-
-def test_a_method_of_an_unknown_name_is_one_line_that_lists_the_names(tmp_path):
-    one_line(
-        run("accuracy", tmp_path, tmp_path, "--method", "magic", "-o", tmp_path / "a.json"), "magic", *NAMES, "all"
-    )
-
-
-def test_the_json_has_a_name_of_its_own(tmp_path):
-    one_line(run("accuracy", tmp_path, tmp_path, "-o", tmp_path / "a.md"), "a.md: is the name of the table", "a.json")
-    assert not list(tmp_path.iterdir())
-
-
-def test_what_a_method_lacks_is_said_before_any_computing(monkeypatch):
-    monkeypatch.setattr(methods, "find_spec", lambda name: None)
-    with pytest.raises(BackendError, match=r"needs monai, which is not installed: pip install '\.\[bench\]'"):
-        methods.choose_methods(["autoencoder 3d"])
-    with pytest.raises(DataError, match="pca needs two healthy volumes"):
-        known_methods(["z-score", "pca"], [Path("one.nii")], Backbone(), 4.0, quiet)
-
-
-def test_the_mask_of_the_validation_threshold_holds_the_voxel_that_gave_it():
-    scores, lesion = np.array([0, 0, 1, 1], np.float32), np.array([False, False, True, True])
-    assert ((scores > mask_threshold([scores], [lesion])) == lesion).all()
 
 
 def test_an_existing_picture_is_not_replaced_without_force(tmp_path):

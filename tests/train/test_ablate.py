@@ -1,5 +1,4 @@
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,14 +8,14 @@ import torch
 from brains import brain_file
 from filelock import FileLock
 from safetensors.torch import save_file
-from trees import brats, mask, table
+from trees import mask, table
 
 from ssn.core.calibrate import HealthyVolume, calibrate
 from ssn.core.errors import DataError, OutputError, SsnError
 from ssn.core.geometry import GridConfig
 from ssn.core.volume import read_volume
 from ssn.train.ablate import run_arm, run_arms
-from ssn.train.ablation_data import AblationData, open_ablation_data
+from ssn.train.ablation_data import AblationData
 from ssn.train.ablation_measure import Looked, false_positive_rate, measure_arm, rank_correlation
 from ssn.train.ablation_report import COLUMNS, as_markdown, statistic, write_report
 from ssn.train.arms import QUESTIONS, plan_arms
@@ -247,60 +246,6 @@ def test_a_model_is_measured_as_ssn_train_evaluate_measures_it(data, tmp_path):
     method = DetectorMethod(detector, calibration, tmp_path)
     rows = evaluate(method, data.test, validation_threshold(method, data.validation))
     assert found["summary"] == summarise(rows)
-
-
-def test_volumes_measured_on_may_bring_no_validation_split(tmp_path):
-    own, other, tables = tmp_path / "own", tmp_path / "other", []
-    for folder, splits in ((own, ("train", "calibration", "validation", "test")), (other, ("calibration", "test"))):
-        folder.mkdir()
-        for split in splits:
-            brain_file(folder / f"{split}.nii", (6.0, 6.0, 6.0), lesion=False, seed=len(split) + 50 * (folder == other))
-        mask(folder / "m.nii")
-        masks = {"validation": "m.nii", "test": "m.nii"}
-        tables.append(table(folder, *(f"{split}.nii,{masks.get(split, '')},{split}" for split in splits)))
-    found = open_ablation_data(tables[0], measure_on=tables[1], calibrate_on=tables[1])
-    parents = {split: cases[0].image.parent for split, cases in vars(found).items()}
-    assert parents == {"train": own, "calibration": other, "validation": own, "test": other}
-
-
-def test_what_is_measured_on_has_a_contrast_of_its_own(tmp_path):
-    own = table(tmp_path, "t.nii,,train", "c.nii,,calibration", "v.nii,m.nii,validation", "e.nii,m.nii,test")
-    for seed, name in enumerate("tcve"):
-        brain_file(tmp_path / f"{name}.nii", (6.0, 6.0, 6.0), seed=100 + seed)
-    mask(tmp_path / "m.nii")
-    other = brats(tmp_path / "brats")
-    with pytest.raises(DataError, match=r"brats: mixed modalities"):
-        open_ablation_data(own, measure_on=other)
-    found = open_ablation_data(own, measure_on=other, measure_contrast="flair")
-    assert {case.contrast for case in [*found.validation, *found.test]} == {"flair"}
-
-
-def test_a_volume_that_is_learned_from_is_not_measured_under_another_name(tmp_path):
-    for seed, name in enumerate("tcve"):
-        brain_file(tmp_path / f"{name}.nii", (6.0, 6.0, 6.0), seed=seed)
-    mask(tmp_path / "m.nii")
-    own = table(tmp_path, "t.nii,,train", "c.nii,,calibration", "v.nii,m.nii,validation", "e.nii,m.nii,test")
-    (tmp_path / "other").mkdir()
-    shutil.copy(tmp_path / "c.nii", tmp_path / "other" / "patient.nii")
-    shutil.copy(tmp_path / "m.nii", tmp_path / "other")
-    other = table(tmp_path / "other", "patient.nii,m.nii,test")
-    with pytest.raises(
-        DataError, match=r"patient\.nii: is in split 'test', and learned from as .*c\.nii in 'calibration'"
-    ):
-        open_ablation_data(own, measure_on=other)
-
-
-@pytest.mark.parametrize("split", ["validation", "test"])
-def test_a_split_without_a_lesion_is_refused_before_any_training(tmp_path, split):
-    for seed, name in enumerate("tcve"):
-        brain_file(tmp_path / f"{name}.nii", (6.0, 6.0, 6.0), seed=seed)
-    mask(tmp_path / "m.nii")
-    rows = [
-        f"{name}.nii,{'' if where == split else 'm.nii'},{where}"
-        for name, where in (("v", "validation"), ("e", "test"))
-    ]
-    with pytest.raises(DataError, match=f"no {split} volume has a lesion"):
-        open_ablation_data(table(tmp_path, "t.nii,,train", "c.nii,,calibration", *rows))
 
 
 def test_other_volumes_of_the_same_names_are_other_volumes(data, tmp_path):
