@@ -35,6 +35,6 @@ def test_the_mask_of_the_validation_threshold_holds_the_voxel_that_gave_it():
 
 
 def test_a_method_of_an_unknown_name_is_refused_with_the_names():
-    with pytest.raises(DataError, match="magic: no such method; there are: z-score, .*fastflow, all") as error:
+    with pytest.raises(DataError, match=r"magic: no such method; there are: z-score, .*fastflow, all") as error:
         methods.choose_methods(["pca", "magic"])
     assert all(name in str(error.value) for name in methods.NAMES)
