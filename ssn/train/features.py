@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from ssn.core.atomic import atomic_path
+from ssn.core.hashed_files import file_sha256
 from ssn.core.slices import SliceStack, cut_slices
 from ssn.core.volume import Volume, read_volume
 from ssn.train.folding import folded
@@ -115,8 +115,7 @@ class FeatureReader:
         self._cache = cache
 
     def _entry(self, cache: Path, path: Path, kind: str) -> Path:
-        contents = hashlib.sha256(path.read_bytes()).hexdigest()
-        return cache / f"{contents[:16]}-{self._fingerprint[:16]}{kind}.safetensors"
+        return cache / f"{file_sha256(path)[:16]}-{self._fingerprint[:16]}{kind}.safetensors"
 
     def has(self, path: Path) -> bool:
         """Whether a volume's features are in the cache."""

@@ -83,16 +83,16 @@ def test_what_was_cut_off_goes_on_and_measures_only_what_is_missing(splits, tmp_
 def test_other_volumes_masks_slices_or_settings_are_measured_anew(splits, tmp_path):
     folder = kept(tmp_path, z={"sigma": 4.0})
     paths = [
-        folder.path("z", splits, {"t": 12}),
-        folder.path("z", splits, {"t": 13}),
-        folder.path("z", replace(splits, test=splits.test[:1]), {"t": 12}),
-        folder.path("z", replace(splits, controls={"there": splits.controls["elsewhere"]}), {"t": 12}),
-        kept(tmp_path, z={"sigma": 3.0}).path("z", splits, {"t": 12}),
+        folder.paths(splits, {"t": 12})["z"],
+        folder.paths(splits, {"t": 13})["z"],
+        folder.paths(replace(splits, test=splits.test[:1]), {"t": 12})["z"],
+        folder.paths(replace(splits, controls={"there": splits.controls["elsewhere"]}), {"t": 12})["z"],
+        kept(tmp_path, z={"sigma": 3.0}).paths(splits, {"t": 12})["z"],
     ]
     mask(splits.test[0].mask, radius=20.0)
-    paths.append(folder.path("z", splits, {"t": 12}))
+    paths.append(folder.paths(splits, {"t": 12})["z"])
     volume(splits.calibration[0].image, seed=77)
-    paths.append(folder.path("z", splits, {"t": 12}))
+    paths.append(folder.paths(splits, {"t": 12})["z"])
     assert len(set(paths)) == len(paths), "the last two are of other contents in the same files"
 
 

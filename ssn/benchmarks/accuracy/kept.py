@@ -41,11 +41,15 @@ class Kept:
     folder: Path
     made_of: Mapping[str, Any]
 
-    def path(self, name: str, splits: Splits, shown: Mapping[str, int]) -> Path:
-        """Name a method's file: another method, other volumes or other slices to be shown have another."""
-        decides = {"method": self.made_of[name], "volumes": _volumes(splits), "shown": dict(shown)}
-        key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
-        return self.folder / f"{key[:16]}.npz"
+    def paths(self, splits: Splits, shown: Mapping[str, int]) -> dict[str, Path]:
+        """Name each method's file: another method, other volumes or other slices to be shown have another."""
+        volumes = _volumes(splits)
+        paths = {}
+        for name, method in self.made_of.items():
+            decides = {"method": method, "volumes": volumes, "shown": dict(shown)}
+            key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+            paths[name] = self.folder / f"{key[:16]}.npz"
+        return paths
 
 
 def save_measured(path: Path, measured: Measured) -> None:

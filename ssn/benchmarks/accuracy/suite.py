@@ -112,8 +112,8 @@ def _each(
     kept: Kept | None,
 ) -> Iterator[Measured]:
     """Yield each method: first those that were measured before, then the others as they are done."""
-    paths = {name: kept.path(name, splits, places) for name in builds} if kept else {}
-    before = [name for name, path in paths.items() if path.exists()]
+    paths = kept.paths(splits, places) if kept else {}
+    before = [name for name in builds if name in paths and paths[name].exists()]
     for name in before:
         yield load_measured(paths[name], name)
     missing = {name: build for name, build in builds.items() if name not in before}
