@@ -67,8 +67,18 @@ def test_an_end_from_outside_is_clean_as_ctrl_c_is(capsys):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.fixture
+def heard():
+    """Both signals as a terminal's process has them; a shell starts its background jobs without SIGINT."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, signal.default_int_handler) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_second_signal_does_not_cut_short_what_the_first_one_cleans_up(capsys, number):
+def test_a_second_signal_does_not_cut_short_what_the_first_one_cleans_up(capsys, heard, number):
     cleaned = []
     with pytest.raises(typer.Exit), user_errors():
         try:
