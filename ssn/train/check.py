@@ -84,12 +84,16 @@ def lesion_in_healthy_split(case: Case) -> str | None:
 
 
 def subject_problems(cases: Sequence[Case]) -> list[str]:
-    """Subjects that are in more than one split, by their id; one line each."""
+    """Subjects that are in more than one split, by their id; one line each.
+
+    Of the layouts only a table says each volume's split, and without its column `subject` a file's name is the id.
+    """
     places: dict[str, dict[str, str]] = defaultdict(dict)
     for case in cases:
         places[case.subject].setdefault(case.split, case.name)
     return [
-        f"{' and '.join(found.values())}: subject {subject} is in splits {' and '.join(found)}; keep it in one"
+        f"{' and '.join(found.values())}: subject {subject} is in splits {' and '.join(found)}; keep it in one, "
+        "or, if they are several people, name each in the table's column 'subject'"
         for subject, found in places.items()
         if len(found) > 1
     ]

@@ -132,6 +132,18 @@ def test_a_subject_in_two_splits_is_refused_by_its_id(tmp_path):
         assert "a.nii.gz and b.nii.gz: subject x is in splits train and test" in result.stderr
 
 
+def test_equal_file_names_are_one_subject_until_the_table_says_otherwise(tmp_path):
+    for folder, seed in (("sub-00", 1), ("sub-01", 2)):
+        (tmp_path / folder).mkdir()
+        volume(tmp_path / folder / "T1.nii.gz", seed)
+    rows = ["sub-00/T1.nii.gz,,train", "sub-01/T1.nii.gz,,test"]
+    refused = check(table(tmp_path, *rows))
+    assert refused.exit_code == 1
+    assert "name each in the table's column 'subject'" in refused.stderr
+    told = check(table(tmp_path, rows[0] + ",sub-00", rows[1] + ",sub-01", columns="image,mask,split,subject"))
+    assert told.exit_code == 0, told.stderr
+
+
 def test_training_on_a_volume_with_a_lesion_is_refused_before_it_starts(tmp_path):
     volume(tmp_path / "a.nii.gz", 1), mask(tmp_path / "m.nii.gz")
     path = table(tmp_path, "a.nii.gz,m.nii.gz,train")
