@@ -98,8 +98,8 @@ def main() -> None:
         "Subjects made in the same way from SRI24, an atlas of other people. Thresholds and references from the first "
         "template, as they would be in use. (The variation of sulci, surface fluid and pose in the training subjects was "
         "widened once after a look at healthy subjects of this kind, so they are not wholly unseen.) What this table says: "
-        "on other anatomy the map still ranks lesions above the rest far better than the references do, but its threshold "
-        "is far too low. Calibrate on healthy volumes of your own (`ssn-export calibrate`) before you trust a mask or a "
+        "on other anatomy the map still ranks lesion voxels above the rest far better than the references do (AUPRC), which "
+        "its volume scores hardly do, and its threshold is far too low. Calibrate on healthy volumes of your own (`ssn-export calibrate`) before you trust a mask or a "
         "p-value; what twelve of them change is in docs/infer.md, 'Your own scanner'.",
         "",
         *table(other, ["1 ml and more", "4 ml and more", *kinds]),

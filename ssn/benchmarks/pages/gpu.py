@@ -125,8 +125,8 @@ def _parts(results: GpuResults, name: str, ratio: float) -> Iterator[str]:
     yield (
         f"Measured on {gpu['name']}, driver {gpu['driver']}, {results.environment['cpu']} with "
         f"{results.environment['cores']} cores, {', '.join(versions)}, with `scripts/gpu_suite`; this page is made by "
-        f"`ssn-bench gpu-page RESULTS -o docs/{name}`. [gpu.md](gpu.md) says how it is measured. All weights are "
-        "random: speed does not depend on them."
+        f"`ssn-bench gpu-page RESULTS -o docs/{name} --force`. [gpu.md](gpu.md) says how it is measured. All weights "
+        "are random: speed does not depend on them."
     )
     if results.networks and results.models:
         yield from _against(results, name, ratio)

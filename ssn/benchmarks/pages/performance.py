@@ -41,7 +41,7 @@ def _parts(
     found = next(iter(results.values()))["environment"]
     commits = ", ".join(dict.fromkeys(str(result["environment"]["commit"]) for result in results.values()))
     yield "# Performance"
-    made = f"ssn-bench performance RESULTS -o docs/{name}{' --ablation ABLATION' if ablation else ''}"
+    made = f"ssn-bench performance RESULTS -o docs/{name} --force{' --ablation ABLATION' if ablation else ''}"
     yield (
         f"Measured on {found['cpu']}, {found.get('threads', found['cores'])} threads, commit {commits}, with "
         f"`ssn-bench` (`scripts/cpu_suite` runs all of it){_volume(results)}; this page is made by `{made}`. "
@@ -65,8 +65,8 @@ def _parts(
             "Time from the file to the map, before and after each step, and what it does to accuracy. A step is in the "
             "product if it is faster and accuracy is kept: AUPRC falls by 0.005 at most, maps correlate with 0.999 or "
             "more, and the volume's score changes by 1 % at most. AUPRC is the packaged model's, the mean over "
-            f"{_lesioned(results)} synthetic volumes with lesions that no cohort holds; of steps that need another "
-            "training, mean and spread over seeds at the ablation's scale; random weights have none."
+            f"{_lesioned(results)} synthetic volumes with lesions that the model was not made with; of steps that need "
+            "another training, mean and spread over seeds at the ablation's scale; random weights have none."
         )
         yield markdown(steps)
     cohorts = cohort_table(results)
