@@ -23,7 +23,7 @@ from ssn.core.volume import read_volume
 from ssn.train.cases import HEALTHY_SPLITS, SPLITS, Case, Layout
 from ssn.train.check import file_problems, header_problems, lesion_in_healthy_split, subject_problems
 from ssn.train.datasets import mixed_contrasts, of_contrast, read_dataset
-from ssn.train.masks import read_mask
+from ssn.train.masks import read_mask, unusable_mask
 
 # Layouts that state each file's contrast and hold several by design; elsewhere a mix is a mistake.
 _SEVERAL_CONTRASTS = ("ixi", "brats")
@@ -148,21 +148,14 @@ def _read_case(case: Case) -> tuple[CaseFacts, list[str], NDArray[np.float32] | 
         if case.mask is not None and not problems:
             mask = read_mask(case.mask, shape)
             lesion_ml = round(float(mask.sum() * np.prod(zooms)) / 1000, 3)
-            problems += _mask_problems(case, lesion_ml, bool((mask & stack.brain).any()))
+            healthy = case.split in HEALTHY_SPLITS
+            wrong = lesion_in_healthy_split(case) if healthy else unusable_mask(case.mask, mask[stack.brain])
+            problems += [wrong] if wrong else []
     except SsnError as error:
         if not problems:  # else the header has said it already
             problems.append(str(error))
     facts = CaseFacts(case.name, case.subject, case.split, case.contrast, shape, zooms, lesion_ml, contents)
     return facts, problems, look
-
-
-def _mask_problems(case: Case, lesion_ml: float, in_brain: bool) -> list[str]:
-    if case.split in HEALTHY_SPLITS:
-        wrong = lesion_in_healthy_split(case)
-        return [wrong] if wrong else []
-    if not lesion_ml:
-        return [f"{case.mask}: the mask holds no lesion; a healthy volume has no mask at all"]
-    return [] if in_brain else [f"{case.mask}: the mask lies outside the brain of {case.name}"]
 
 
 def _read_picture(case: Case) -> tuple[CaseFacts, list[str], None]:

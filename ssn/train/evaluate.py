@@ -24,7 +24,7 @@ from ssn.core.volume import Volume, read_volume
 from ssn.train.cases import Case
 from ssn.train.checkpoint import Detector
 from ssn.train.features import FeatureReader, stack_for
-from ssn.train.masks import read_mask
+from ssn.train.masks import read_mask, unusable_mask
 
 
 @dataclass(frozen=True)
@@ -114,11 +114,8 @@ def lesion_mask(case: Case, scored: ScoredVolume) -> NDArray[np.bool_]:
     """
     assert case.mask is not None
     mask = read_mask(case.mask, scored.brain.shape)
-    inside = mask[scored.brain]
-    if not inside.any():
-        raise DataError(f"{case.mask}: holds no lesion inside the brain; a healthy volume has no mask at all")
-    if inside.all():
-        raise DataError(f"{case.mask}: leaves no healthy voxel in the brain; mark the lesion, not the brain")
+    if wrong := unusable_mask(case.mask, mask[scored.brain]):
+        raise DataError(wrong)
     return mask
 
 

@@ -33,3 +33,12 @@ def read_mask(path: Path, shape: tuple[int, ...] | None = None) -> NDArray[np.bo
     if shape is not None and mask.shape != shape:
         raise DataError(f"{path}: the mask has shape {mask.shape}, its image {shape}")
     return mask
+
+
+def unusable_mask(path: Path, inside: NDArray[np.bool_]) -> str | None:
+    """Say why nothing can be measured with a lesion mask, or None; `inside` (n,) is the mask at the brain's voxels."""
+    if not inside.any():
+        return f"{path}: holds no lesion inside the brain; a healthy volume has no mask at all"
+    if inside.all():
+        return f"{path}: leaves no healthy voxel in the brain; mark the lesion, not the brain"
+    return None
