@@ -38,7 +38,7 @@ def make_scan(folder: Path, shape: Shape = STANDARD) -> Scan:
 
 def network_input(volume: Volume, shape: Shape) -> NDArray[np.float32]:
     """Normalise a volume and pad it with background to what a 3D network takes, (1, 1, X, Y, Z)."""
-    values = normalise(volume.data, find_brain(volume), "robust")
+    values = normalise(volume, find_brain(volume))
     padding = [(0, wanted - side) for side, wanted in zip(values.shape, shape, strict=True)]
     return np.ascontiguousarray(np.pad(values, padding)[None, None])
 

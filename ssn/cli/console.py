@@ -45,7 +45,7 @@ def user_errors() -> Iterator[None]:
     try:
         yield
     except SsnError as error:
-        typer.echo(f"Error: {error}", err=True)
+        typer.echo(f"Error: {_one_line(str(error))}", err=True)
         raise typer.Exit(1) from None
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
@@ -66,6 +66,11 @@ def user_errors() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _one_line(text: str) -> str:
+    """Escape what a name may hold and a line may not."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

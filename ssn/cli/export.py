@@ -78,8 +78,10 @@ def onnx(
 def build_engine(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder; the engines are written into it.")],
     precision: Annotated[Literal["fp16", "fp32", "int8"], typer.Option(help="What the engines compute in.")] = "fp16",
-    max_batch: Annotated[int, typer.Option(help="Most slices at once.", min=1)] = 48,
-    workspace: Annotated[int | None, typer.Option(help="Most scratch memory of an engine, MB.", min=1)] = None,
+    max_batch: Annotated[int, typer.Option(help="Most slices at once.", min=1, max=4096)] = 48,
+    workspace: Annotated[
+        int | None, typer.Option(help="Most scratch memory of an engine, MB.", min=1, max=2**20)
+    ] = None,
     target: Annotated[
         str | None, typer.Option(help="GPU to build for: current, any, or sm86 and its like (TensorRT-RTX only).")
     ] = None,
@@ -181,7 +183,7 @@ def _print_check(rows: list[Row]) -> None:
             f"{drift.map_z:.1e}",
             "-" if drift.dice is None else f"{drift.dice:.4f}",
             "-" if drift.auroc is None else f"{drift.auroc:.1e}",
-            "BEYOND" if row.beyond else "ok",
+            "-" if row.remark else "BEYOND" if row.beyond else "ok",
         )
     Console().print(table)
     for precision in dict.fromkeys(row.precision for row in rows if row.drift is not None):
@@ -193,6 +195,8 @@ def _print_check(rows: list[Row]) -> None:
     for row in rows:
         if row.problem is not None:
             typer.echo(f"not run: {row.name}: {row.problem}")
+        elif row.remark is not None:
+            typer.echo(f"not held to that: {row.name}: {row.remark}")
 
 
 @app.command()
@@ -218,7 +222,7 @@ def inspect(
                 {"folder": entry.folder.name, "problem": problem, "record": entry.record and asdict(entry.record)}
                 for entry, problem in engines
             ]
-            typer.echo(json.dumps({**opened.manifest, "engines": records}, indent=1))
+            typer.echo(json.dumps({**opened.manifest, "sha256": opened.digest, "engines": records}, indent=1))
         else:
             _print_bundle(opened, engines)
         for problem in problems:
@@ -233,10 +237,12 @@ def _print_bundle(opened: Bundle, engines: list[tuple[EngineEntry, str | None]])
     from rich.markup import escape
     from rich.table import Table
 
+    from ssn.core.atomic import printable
+
     spec, calibration = opened.spec, opened.calibration
     grid = f"{spec.grid.plane} x {spec.grid.plane} x {spec.grid.depth} mm, windows of {spec.grid.window} slices"
     rows = {
-        "name": spec.name,
+        "name": printable(spec.name),
         "modality": spec.modality,
         "grid": grid + (" (published window)" if spec.grid.paper else ""),
         "map cells": f"{spec.cells} x {spec.cells} x {spec.grid.windows}, {spec.features} features",
@@ -248,7 +254,9 @@ def _print_bundle(opened: Bundle, engines: list[tuple[EngineEntry, str | None]])
         "intended use": str(opened.manifest["intended_use"]),
         "SHA-256": opened.digest,
     }
-    table = Table(title=escape(str(opened.folder)), show_header=False)
+    table = Table(title=escape(printable(opened.folder)), show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
     for label, value in rows.items():
         table.add_row(label, escape(value))
     for name, entry in opened.manifest["files"].items():
@@ -265,10 +273,11 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
 ) -> None:
     """Say what this machine has, whether a bundle and its engines are whole, and what would run."""
-    from ssn.cli.doctor import print_doctor
-    from ssn.runtime.packaged import DEFAULT_BUNDLE
+    with user_errors():
+        from ssn.cli.doctor import print_doctor
+        from ssn.runtime.packaged import DEFAULT_BUNDLE
 
-    print_doctor(bundle or DEFAULT_BUNDLE, as_json=as_json)
+        print_doctor(bundle or DEFAULT_BUNDLE, as_json=as_json)
 
 
 app.command()(calibrate)

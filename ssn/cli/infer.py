@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,12 +14,14 @@ from ssn.cli.options import BackendOption, BatchOption, DeviceOption, ThreadsOpt
 if TYPE_CHECKING:
     from ssn.runtime.jobs import Job, Outcome
 
+_MOST_Z = 1e6
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-def _finite(threshold: float | None) -> float | None:
-    """Typer callback: the word "nan" is a number to the parser."""
-    if threshold is not None and not math.isfinite(threshold):
+def _deviations(threshold: float | None) -> float | None:
+    """Typer callback: the word "nan" is a number to the parser, and so is one that no map can hold."""
+    if threshold is not None and not abs(threshold) <= _MOST_Z:
         raise typer.BadParameter("give a number of standard deviations")
     return threshold
 
@@ -41,7 +42,7 @@ def infer(
     ] = None,
     threads: ThreadsOption = None,
     threshold: Annotated[
-        float | None, typer.Option(help="Mask threshold, z; the model's own if not given.", callback=_finite)
+        float | None, typer.Option(help="Mask threshold, z; the model's own if not given.", callback=_deviations)
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace existing outputs.")] = False,
     resume: Annotated[
@@ -60,10 +61,11 @@ def infer(
     and NAME.png. Research use only.
     """
     if doctor:
-        from ssn.cli.doctor import print_doctor
-        from ssn.runtime.packaged import DEFAULT_BUNDLE
+        with user_errors():
+            from ssn.cli.doctor import print_doctor
+            from ssn.runtime.packaged import DEFAULT_BUNDLE
 
-        print_doctor(model or DEFAULT_BUNDLE, as_json=as_json)
+            print_doctor(model or DEFAULT_BUNDLE, as_json=as_json)
         return
     if bool(inputs) == demo:
         raise typer.BadParameter("give INPUT, or --demo", param_hint="INPUT")
@@ -154,9 +156,11 @@ def _tell(outcome: Outcome, folder: Path, *, as_json: bool, alone: bool) -> None
 
 
 def _total(outcomes: Sequence[Outcome], table: Path) -> str:
+    from ssn.core.atomic import printable
+
     bad = sum(outcome.error is not None for outcome in outcomes)
     seconds = sum(outcome.seconds for outcome in outcomes)
     line = f"{len(outcomes)} volumes in {seconds:.1f} s"
     if bad:
         line += f", {bad} of them with an error"
-    return line if bad == len(outcomes) else f"{line}: {table}"
+    return line if bad == len(outcomes) else f"{line}: {printable(table)}"

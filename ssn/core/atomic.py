@@ -1,5 +1,6 @@
 """Output files that are either whole or not there: write under a temporary name, then rename."""
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator
@@ -19,8 +20,11 @@ def printable(path: Path | str) -> str:
     return text if text.isprintable() else ascii(text)
 
 
+Held = list[tuple[Path, Path]]  # files that are written, and the names that they are to have
+
+
 @contextmanager
-def atomic_path(path: Path | str, *, overwrite: bool = False) -> Iterator[Path]:
+def atomic_path(path: Path | str, *, overwrite: bool = False, held: Held | None = None) -> Iterator[Path]:
     """Lend a temporary path beside `path`; rename it to `path` on success, remove it on any failure.
 
     A reader never sees half a file, and a crash leaves the previous file as it was. There is no fsync:
@@ -32,6 +36,8 @@ def atomic_path(path: Path | str, *, overwrite: bool = False) -> Iterator[Path]:
         The file to make. Its folder must exist.
     overwrite
         Whether an existing file may be replaced.
+    held
+        Of `atomic_together`, which renames the file with others; not at once then.
 
     Yields
     ------
@@ -48,14 +54,57 @@ def atomic_path(path: Path | str, *, overwrite: bool = False) -> Iterator[Path]:
     temporary = path.with_name(f".tmp-{secrets.token_hex(6)}-{path.name[-_KEPT_NAME:]}")
     try:
         yield temporary
-        _take_name(temporary, path, overwrite=overwrite)
+        if held is None:
+            _take_name(temporary, path, overwrite=overwrite)
+        else:
+            held.append((temporary, path))
     except (OSError, UnicodeEncodeError) as error:
         # UnicodeEncodeError: a name that the file system's encoding cannot hold.
         raise OutputError(_cannot_write(path, error)) from error
     finally:
         # After the rename the temporary name is gone already; after a failure it must not stay behind.
-        with suppress(OSError, ValueError):
-            temporary.unlink(missing_ok=True)
+        if held is None or (temporary, path) not in held:
+            _remove(temporary)
+
+
+@contextmanager
+def atomic_together(*, overwrite: bool = False) -> Iterator[Held]:
+    """Rename several files when all are written, in that order; on any failure none of them is there.
+
+    What was there before stays until then, if what fails is the writing.
+
+    Yields
+    ------
+    list
+        To be given to `atomic_path` as `held`.
+
+    Raises
+    ------
+    OutputError
+        If one cannot take its name.
+    """
+    held: Held = []
+    taken = []
+    try:
+        yield held
+        for temporary, path in held:
+            try:
+                _take_name(temporary, path, overwrite=overwrite)
+            except OSError as error:
+                raise OutputError(_cannot_write(path, error)) from error
+            taken.append(path)
+    except BaseException:
+        for path in taken:  # ours: not another process's that was faster
+            _remove(path)
+        raise
+    finally:
+        for temporary, _ in held:
+            _remove(temporary)
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError, ValueError):
+        path.unlink(missing_ok=True)
 
 
 def _take_name(temporary: Path, path: Path, *, overwrite: bool) -> None:
@@ -76,15 +125,15 @@ def _exists(path: Path) -> str:
     return f"{printable(path)}: exists already; use --force to replace it, or another name"
 
 
-def write_text_atomic(path: Path | str, text: str, *, overwrite: bool = False) -> None:
-    r"""Write UTF-8 text with `\n` line ends; all of it or nothing.
+def write_text_atomic(path: Path | str, text: str, *, overwrite: bool = False, held: Held | None = None) -> None:
+    r"""Write UTF-8 text with `\n` line ends; all of it or nothing; `held` as for `atomic_path`.
 
     Raises
     ------
     OutputError
         As for `atomic_path`.
     """
-    with atomic_path(path, overwrite=overwrite) as temporary:
+    with atomic_path(path, overwrite=overwrite, held=held) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
@@ -107,5 +156,7 @@ def check_target(path: Path, *, overwrite: bool) -> None:
 def _cannot_write(path: Path, error: Exception) -> str:
     if isinstance(error, FileNotFoundError) and not path.parent.is_dir():
         return f"{printable(path)}: the folder {printable(path.parent)} does not exist; create it first"
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f"{printable(path)}: cannot be written (the name is too long); rename the input to something shorter"
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return f"{printable(path)}: cannot be written ({reason}); choose a folder that you can write to"

@@ -231,10 +231,15 @@ def write_bundle(
     Raises
     ------
     OutputError
-        If `folder` exists and is not to be overwritten, is not a bundle, or can't be written.
+        If `folder` exists and is not to be overwritten, is not a bundle, or can't be written, or the calibration is
+        one that no bundle may have.
     """
     refuse_existing_bundle(folder, overwrite=overwrite)
     files = {**graphs, CALIBRATION_FILE: pack_calibration(calibration)}
+    try:
+        unpack_calibration(files[CALIBRATION_FILE])
+    except ValueError as error:
+        raise OutputError(f"{folder}: is not written, because what was measured is {error}") from error
     manifest = {
         "schema": SCHEMA,
         "model": asdict(spec),

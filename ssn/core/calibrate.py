@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from ssn.core.errors import DataError
 from ssn.core.geometry import apply_separable, gaussian_matrix
 from ssn.core.likeness import grey_blocks, mean_blocks
 from ssn.core.scoring import Calibration, anomaly_map, volume_score
@@ -32,6 +33,7 @@ class HealthyVolume:
     ----------
     stack : where its cells and voxels lie, without its slices
     zooms : mm
+    voxel_ml : volume of a voxel
     places : (L,), ascending
     log_likelihood : (L,), per dimension
     grey : what it looks like (`ssn.core.likeness.grey_blocks`); None where that is not to be kept
@@ -39,6 +41,7 @@ class HealthyVolume:
 
     stack: SliceStack
     zooms: tuple[float, float, float]
+    voxel_ml: float
     places: NDArray[np.int64]
     log_likelihood: NDArray[np.float32]
     grey: NDArray[np.float32] | None = None
@@ -49,7 +52,7 @@ class HealthyVolume:
     ) -> HealthyVolume:
         """Keep what is needed of a volume that the flow has seen."""
         without = replace(stack, slices=stack.slices[:0].copy())
-        return cls(without, volume.zooms, places, log_likelihood, grey_blocks(stack))
+        return cls(without, volume.zooms, volume.voxel_ml, places, log_likelihood, grey_blocks(stack))
 
 
 def place_statistics(
@@ -111,6 +114,11 @@ def calibrate(
     sigma : mm, of the map's Gaussian
     rate : share of healthy brain voxels that may be above the threshold
     statistics : what healthy log-likelihoods are at each place
+
+    Raises
+    ------
+    DataError
+        If the volumes are so unlike each other that no threshold can be told.
     """
     kept = list(volumes)
     shape = (windows, cells, cells)
@@ -129,12 +137,17 @@ def calibrate(
             brain = healthy.stack.brain
             score_map = anomaly_map(healthy.log_likelihood, healthy.places, healthy.stack, without)
             inside = score_map[brain]
-            histogram += np.histogram(inside, _HISTOGRAM)[0]
+            histogram += np.histogram(inside.clip(_HISTOGRAM[0], _HISTOGRAM[-1]), _HISTOGRAM)[0]
             moments += inside.size, inside.sum(dtype=np.float64), np.square(inside, dtype=np.float64).sum()
-            scores[index] = volume_score(score_map, brain, healthy.zooms)
+            scores[index] = volume_score(score_map, brain, healthy.voxel_ml)
     gain = 1 / np.sqrt(moments[2] / moments[0] - (moments[1] / moments[0]) ** 2)
     above = histogram[::-1].cumsum()[::-1] / histogram.sum()
     threshold = float(_HISTOGRAM[int((above > rate).sum())])
+    if threshold == _HISTOGRAM[-1]:
+        raise DataError(
+            f"more than {rate:.2%} of the healthy volumes' voxels are {threshold:g} standard deviations and more above "
+            "the others: some are no healthy brains of this kind; look at them, and leave those out"
+        )
     looks = [healthy.grey for healthy in kept if healthy.grey is not None]
     return Calibration(
         mean,

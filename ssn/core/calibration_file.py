@@ -51,8 +51,9 @@ def unpack_calibration(data: bytes) -> Calibration:
     tables = (calibration.mean, calibration.deviation)
     if tables[0].shape != tables[1].shape or tables[0].ndim != 3 or not calibration.healthy_scores.size:
         raise ValueError("not a calibration (its tables have the wrong shapes)")
-    if not all(np.isfinite(table).all() for table in tables) or (calibration.deviation <= 0).any():
-        raise ValueError("not a calibration (its tables have impossible values)")
+    known = (*tables, calibration.healthy_scores, list(numbers.values()))
+    if not all(np.isfinite(values).all() for values in known) or (calibration.deviation <= 0).any():
+        raise ValueError("not a calibration (it has impossible values)")
     if calibration.voxel_mm is not None and not 0 < calibration.voxel_mm < np.inf:
         raise ValueError("not a calibration (its voxel size is impossible)")
     if calibration.grey is not None and (calibration.grey.ndim != 3 or np.isinf(calibration.grey).any()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,8 @@ def read_hashed(folder: Path, name: str, entries: Mapping[str, Any], remedy: str
     size = entries[name]["bytes"]
     try:
         with path.open("rb") as stream:
-            data = stream.read(size + 1)  # no more than is expected, however long the file was made
+            # No more than is expected, however long the file was made, and nothing if it cannot be that.
+            data = stream.read(size + 1) if os.fstat(stream.fileno()).st_size == size else b""
     except OSError as error:
         raise BundleError(f"{path}: cannot be read ({error.strerror}). {remedy}") from error
     if len(data) != size or hashlib.sha256(data).hexdigest() != entries[name]["sha256"]:

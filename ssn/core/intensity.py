@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ssn.core.atomic import printable
+from ssn.core.brain_box import EVERYWHERE, Box
+from ssn.core.errors import VolumeError
 from ssn.core.tails import outer_percentiles
+from ssn.core.volume import Volume
 
 Normalisation = Literal["robust", "minmax"]
 _PERCENTILES = (0.5, 99.5)
+_ORDINARY = (1e-30, 1e37)  # width of a range of grey values in which float32 keeps its digits
+_LEAST_STEPS = 256  # of float32, that a range must have at where it lies
 
 
 def intensity_range(
@@ -27,13 +34,34 @@ def intensity_range(
 
 
 def normalise(
-    data: NDArray[np.float32], brain: NDArray[np.bool_], mode: Normalisation = "robust"
+    volume: Volume, brain: NDArray[np.bool_], mode: Normalisation = "robust", part: Box = EVERYWHERE
 ) -> NDArray[np.float32]:
-    """Scale (X, Y, Z) to 0..1, clipped; with `robust`, background becomes 0."""
+    """Scale a part of a volume (X, Y, Z) to 0..1, clipped; with `robust`, background becomes 0.
+
+    Raises
+    ------
+    VolumeError
+        If its values are so alike, or so far from ordinary numbers, that nothing is left of them in float32.
+    """
+    data, brain = volume.data[part], brain[part]
     low, high = intensity_range(data, brain, mode)
-    scaled = data - np.float32(low)
-    scaled /= np.float32(max(high - low, 1e-12))
+    _check_range(volume.path, low, high)
+    with np.errstate(over="ignore"):  # beyond the range there may be anything
+        scaled = data - np.float32(low)
+    scaled /= np.float32(high - low)
     scaled.clip(0, 1, out=scaled)
     if mode == "robust":
         scaled *= brain
     return scaled
+
+
+def _check_range(path: Path, low: float, high: float) -> None:
+    span, step = high - low, float(np.spacing(np.float32(max(abs(low), abs(high)))))
+    where = f"{printable(path)}: its grey values lie between {low:g} and {high:g}"
+    if not _ORDINARY[0] <= span <= _ORDINARY[1] and span:
+        raise VolumeError(f"{where}, which no scanner gives; scale them to an ordinary range (scl_slope)")
+    if span < _LEAST_STEPS * step:
+        raise VolumeError(
+            f"{where}, too close together to tell tissues apart; check that it is an image, and take off an offset "
+            "(scl_inter)"
+        )

@@ -21,6 +21,7 @@ MIN_AXIS_VOXELS = 8
 MIN_ZOOM_MM, MAX_ZOOM_MM = 0.2, 10.0
 # Volume of a voxel over the product of its edges: 1 for a box, 0 for a flat one. No scan is near 0.
 MIN_VOXEL_SHAPE = 1e-4
+_RIGHT_ANGLES = 0.99  # below it lengths along the axes say too little about the brain's shape
 # DICOM headers and CIFTI tables live in extensions; none that was seen is near this.
 MAX_EXTENSION_BYTES = 64 << 20
 
@@ -90,7 +91,7 @@ def read_header(stream: NiftiStream, max_voxels: int) -> DeclaredVolume:
         own_zooms=_checked_zooms(path, header, affine),
         shape=shape,
         dtype=dtype,
-        doubts=_doubts(header),
+        doubts=_doubts(header, affine),
         **_checked_scaling(path, header),
     )
     stream.skip(extension_bytes)
@@ -199,15 +200,27 @@ def _checked_affine(path: Path, header: nib.Nifti1Header) -> NDArray[np.float64]
         raise refusal(path, "its qform is not a rotation", "correct the header, or convert again") from error
     if not np.isfinite(affine).all():
         raise refusal(path, "its affine holds NaN or infinity", "correct the header, or convert again")
-    edges = np.linalg.norm(affine[:3, :3], axis=0)
-    # Unit columns first: a determinant alone would depend on the voxel size.
-    if edges.min() == 0 or abs(np.linalg.det(affine[:3, :3] / edges)) < MIN_VOXEL_SHAPE:
+    if np.linalg.norm(affine[:3, :3], axis=0).min() == 0 or voxel_shape(affine) < MIN_VOXEL_SHAPE:
         raise refusal(path, "its affine is singular", "correct the header, or convert again")
     return affine
 
 
-def _doubts(header: nib.Nifti1Header) -> tuple[str, ...]:
-    """Say where the header leaves open how the brain lies: programs read it differently, so a side may be the other."""
+def voxel_shape(affine: NDArray[np.float64]) -> float:
+    """Volume of a voxel over the product of its edges: 1 where axes are at right angles, which six digits say."""
+    # Unit columns first: a determinant alone would depend on the voxel size.
+    return round(abs(float(np.linalg.det(affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)))), 6)
+
+
+def _doubts(header: nib.Nifti1Header, affine: NDArray[np.float64]) -> tuple[str, ...]:
+    """Say what the header leaves open: how the brain lies, which programs read differently, or what shape it has."""
+    shape = voxel_shape(affine)
+    if shape < _RIGHT_ANGLES:
+        what = f"its axes are not at right angles (a voxel has {shape:.0%} of the product of its edges)"
+        return (*_form_doubts(header), f"{what}; resample it onto a grid with right angles")
+    return _form_doubts(header)
+
+
+def _form_doubts(header: nib.Nifti1Header) -> tuple[str, ...]:
     qform, sform = int(header["qform_code"]), int(header["sform_code"])
     if not (qform or sform):
         what = "its header does not say how it lies (qform and sform codes are 0): left and right may be swapped"
@@ -222,6 +235,12 @@ def _doubts(header: nib.Nifti1Header) -> tuple[str, ...]:
         if axes[0] != axes[1] or not np.allclose(edges[0], edges[1], rtol=0.05):
             what = f"its sform ({axes[0]}) and qform ({axes[1]}) contradict each other, and the sform was taken"
             return (f"{what}; look at it, and set both to the right one with nibabel",)
+    elif sform:
+        edges = np.linalg.norm(np.asarray(header.get_sform(), np.float64)[:3, :3], axis=0)
+        stated = [float(size) for size in header["pixdim"][1:4]]
+        if not np.allclose(edges, stated, rtol=0.05):
+            what = f"its voxel size (pixdim, {_times(stated)}) and its sform ({_times(float(e) for e in edges)})"
+            return (f"{what} contradict each other, and the sform was taken; look at it, and correct it with nibabel",)
     return ()
 
 

@@ -24,6 +24,10 @@ def check_folder(folder: Path) -> None:
     there = folder
     while not os.path.lexists(there):
         there = there.parent
+    if there.is_symlink() and not there.exists():
+        raise OutputError(
+            f"{printable(folder)}: cannot be made ({printable(there)} is a link to nothing); choose another folder"
+        )
     if not there.is_dir():
         raise OutputError(f"{printable(folder)}: cannot be made ({printable(there)} is a file); choose another folder")
     if not os.access(there, os.W_OK | os.X_OK):

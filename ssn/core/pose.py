@@ -44,7 +44,7 @@ def find_brain(volume: Volume) -> NDArray[np.bool_]:
             f"{printable(volume.path)}: has no uniform background, so it is not skull-stripped; "
             "extract the brain first (for example with HD-BET or SynthStrip)"
         )
-    millilitres = float(voxels * np.prod(volume.zooms) / 1000)
+    millilitres = float(voxels * volume.voxel_ml)
     if not _BRAIN_ML[0] <= millilitres <= _BRAIN_ML[1]:
         raise VolumeError(
             f"{printable(volume.path)}: {millilitres:.0f} ml of it differ from the background; a brain has "

@@ -97,10 +97,10 @@ def anomaly_map(
     return smooth_map(scores, places, stack, calibration.sigma)
 
 
-def volume_score(score_map: NDArray[np.float32], brain: NDArray[np.bool_], zooms: tuple[float, float, float]) -> float:
-    """Mean of the map's highest `SCORE_ML` millilitres inside the brain: one number, whatever the voxel size."""
+def volume_score(score_map: NDArray[np.float32], brain: NDArray[np.bool_], voxel_ml: float) -> float:
+    """Mean of the map's highest `SCORE_ML` millilitres inside the brain: one number, whatever a voxel's volume, ml."""
     values = score_map[brain]
-    count = min(max(round(SCORE_ML * 1000 / float(np.prod(zooms))), 1), values.size)
+    count = min(max(round(SCORE_ML / voxel_ml), 1), values.size)
     return float(highest(values, count).mean())
 
 

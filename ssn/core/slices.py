@@ -107,7 +107,7 @@ def cut_slices(
     box = brain_box(brain)
     first, stop = (0, grid.windows) if grid.paper else placement.windows_with(box)
     seen = box if normalisation == "robust" else EVERYWHERE  # only "robust" makes the background 0
-    values = normalise(volume.data[seen], brain[seen], normalisation)
+    values = normalise(volume, brain, normalisation, seen)
     slices = placement.to_canonical(values, first, stop, thick, seen)
     occupancy = placement.cell_means(brain[box].astype(np.float32), first, stop, cells, box)
     return SliceStack(slices, occupancy, first, placement, brain, box)

@@ -12,9 +12,9 @@ from isal import igzip
 from nibabel import orientations
 from numpy.typing import NDArray
 
-from ssn.core.atomic import atomic_path, printable
+from ssn.core.atomic import Held, atomic_path, printable
 from ssn.core.errors import OutputError
-from ssn.core.nifti_header import DeclaredVolume, read_header
+from ssn.core.nifti_header import DeclaredVolume, read_header, voxel_shape
 from ssn.core.nifti_stream import NiftiStream, refusal
 
 _CHUNK_VOXELS = 1 << 20
@@ -42,6 +42,11 @@ class Volume:
     header: nib.Nifti1Header  # the input's own (a Nifti2Header is a Nifti1Header)
     orientation: NDArray[np.float64]  # (3, 2), nibabel's ornt from the input's own axes to RAS+
     doubts: tuple[str, ...] = ()  # what its header leaves open about where left is; a line each
+
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of a voxel, ml: less than the product of its edges where axes are not at right angles."""
+        return float(np.prod(self.zooms)) * voxel_shape(self.affine) / 1000
 
 
 def read_volume(path: Path, *, max_voxels: int = 512**3, max_nonfinite_share: float = 0.05) -> Volume:
@@ -126,7 +131,9 @@ def from_canonical(canonical: NDArray[Any], like: Volume) -> NDArray[Any]:
     return np.asarray(orientations.apply_orientation(canonical, back))
 
 
-def write_map(path: Path, canonical: NDArray[Any], like: Volume, *, overwrite: bool = False) -> None:
+def write_map(
+    path: Path, canonical: NDArray[Any], like: Volume, *, overwrite: bool = False, held: Held | None = None
+) -> None:
     """Write a map so that it lies on its input, voxel by voxel, in every viewer.
 
     The input's axis order, affine, qform and sform with their codes, units and voxel sizes are kept. Header
@@ -142,6 +149,8 @@ def write_map(path: Path, canonical: NDArray[Any], like: Volume, *, overwrite: b
         The volume that the map belongs to.
     overwrite
         Whether an existing file may be replaced. The input itself never is.
+    held
+        As for `atomic_path`.
 
     Raises
     ------
@@ -160,7 +169,7 @@ def write_map(path: Path, canonical: NDArray[Any], like: Volume, *, overwrite: b
         raise OutputError(f"{printable(path)}: is the input itself; choose another output name")
     own = from_canonical(canonical, like)
     header = _map_header(like, own)
-    with atomic_path(path, overwrite=overwrite) as temporary, temporary.open("xb") as file:
+    with atomic_path(path, overwrite=overwrite, held=held) as temporary, temporary.open("xb") as file:
         if name.endswith(".gz"):
             # No name and no time in the gzip header: the same map gives the same bytes.
             with igzip.GzipFile("", "wb", _GZIP_LEVEL, file, mtime=0) as compressed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ssn.core.bundle import Bundle
@@ -24,12 +25,13 @@ REFERENCE = "onnxruntime on cpu"
 
 @dataclass(frozen=True)
 class Way:
-    """A way to run a bundle: how it is opened, or why it can't be."""
+    """A way to run a bundle: how it is opened, or why it can't be; with a remark where nothing depends on it."""
 
     name: str
     precision: Precision
     open: Callable[[], AbstractContextManager[Method]] | None
     problem: str | None = None
+    remark: str | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Row:
     drift : None if it did not run
     beyond : what is beyond the tolerance of its precision, in words
     problem : why it did not run
+    remark : why it is not held to the tolerance
     """
 
     name: str
@@ -48,6 +51,7 @@ class Row:
     drift: Drift | None
     beyond: list[str]
     problem: str | None
+    remark: str | None = None
 
 
 def ways(bundle: Bundle, checkpoint: Path | None = None) -> list[Way]:
@@ -62,7 +66,10 @@ def ways(bundle: Bundle, checkpoint: Path | None = None) -> list[Way]:
     if checkpoint is not None:
         torch = _torch(bundle, checkpoint)
         found.append(Way("torch", "fp32", lambda: nullcontext(torch)))
-    found.append(Way("fp16 graph, rounded on cpu", "fp16", lambda: _running(bundle, lambda: _half_on_cpu(bundle))))
+    kept = _kept_in_fp32(bundle)
+    remark = None if kept is not None else "no engine computes it yet; build-engine finds what has to stay in FP32"
+    half = partial(_half_on_cpu, bundle, kept or set())
+    found.append(Way("fp16 graph, rounded on cpu", "fp16", lambda: _running(bundle, half), remark=remark))
     for option in options(bundle, look(), verify=True):
         if option.label == REFERENCE:
             continue
@@ -95,14 +102,17 @@ def _torch(bundle: Bundle, checkpoint: Path) -> Method:
     return torch_method(detector)
 
 
-def _half_on_cpu(bundle: Bundle) -> Backend:
-    """Open the FP16 graphs, with what the bundle's own FP16 engines keep in FP32."""
+def _kept_in_fp32(bundle: Bundle) -> set[Node] | None:
+    """Nodes that the bundle's own FP16 engines keep in FP32; None where it has none."""
+    records = [entry.record for entry in find_engines(bundle) if entry.record is not None]
+    halves = [record for record in records if record.key.precision == "fp16"]
+    kept = [record.build.get("kept_in_fp32", {}) for record in halves]
+    return {Node(graph, name) for one in kept for graph, names in one.items() for name in names} if halves else None
+
+
+def _half_on_cpu(bundle: Bundle, kept: set[Node]) -> Backend:
+    """Open the FP16 graphs, with some nodes in FP32."""
     models = {name: read_model(bundle.read(name)) for name in GRAPHS}
-    kept = set()
-    for entry in find_engines(bundle):
-        if entry.record is not None and entry.record.key.precision == "fp16":
-            for graph, names in entry.record.build.get("kept_in_fp32", {}).items():
-                kept |= {Node(graph, name) for name in names}
     halves = convert(models, "fp16", kept)
     graphs = {name: rounded(model).SerializeToString() for name, model in halves.items()}
     return OnnxRuntimeBackend(with_graphs(bundle, graphs))
@@ -135,6 +145,6 @@ def check_bundle(
                     drift = measure(bundle, samples, reference, answers(bundle, samples, method))
             except SsnError as error:
                 problem = str(error)
-        beyond = [] if drift is None else excesses(drift, TOLERANCES[way.precision])
-        rows.append(Row(way.name, way.precision, drift, beyond, problem))
+        beyond = [] if drift is None or way.remark else excesses(drift, TOLERANCES[way.precision])
+        rows.append(Row(way.name, way.precision, drift, beyond, problem, way.remark))
     return rows

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +21,9 @@ from ssn.core.errors import DataError
 from ssn.core.metrics import voxel_auroc
 from ssn.core.scoring import anomaly_map
 from ssn.core.slices import SliceStack
-from ssn.core.volume import read_volume
+from ssn.core.volume import Volume, read_volume
 from ssn.runtime.backend import DEFAULT_BATCH, Backend, StageTimes, run_batches
+from ssn.runtime.result import world_position
 
 # Places (L,) of a stack and their log-likelihood per dimension (L,).
 Method = Callable[[SliceStack], tuple[NDArray[np.int64], NDArray[np.float32]]]
@@ -121,7 +123,8 @@ def prepare(bundle: Bundle, path: Path, mask: Path | None = None) -> Sample:
     VolumeError
         If one of them cannot be read.
     DataError
-        If the mask has another shape, or marks nothing of the brain or all of it, or scikit-learn isn't installed.
+        If the mask has another shape or lies elsewhere, or marks nothing of the brain or all of it, or scikit-learn
+        isn't installed.
     """
     volume, spec = read_volume(path), bundle.spec
     stack = spec.cut(volume)
@@ -129,15 +132,25 @@ def prepare(bundle: Bundle, path: Path, mask: Path | None = None) -> Sample:
     if mask is not None:
         if find_spec("sklearn") is None:
             raise DataError(f"{mask}: AUROC needs scikit-learn; pip install scikit-learn, or leave out the mask")
-        lesion = read_volume(mask).data > 0
+        marked = read_volume(mask)
+        lesion = marked.data > 0
         if lesion.shape != volume.data.shape:
             raise DataError(f"{mask}: has shape {lesion.shape} and {path} has {volume.data.shape}; give its own mask")
+        if not _lie_together(marked, volume):
+            raise DataError(f"{mask}: lies elsewhere than {path} (affines differ); give its own mask")
         inside = lesion[stack.brain]
         if not inside.any():
             raise DataError(f"{mask}: holds no lesion inside the brain of {path}; leave out the mask")
         if inside.all():
             raise DataError(f"{mask}: leaves no healthy voxel in the brain of {path}; mark the lesion, not the brain")
-    return Sample(path.name, volume.sha256, stack, float(np.prod(volume.zooms)) / 1000, lesion)
+    return Sample(path.name, volume.sha256, stack, volume.voxel_ml, lesion)
+
+
+def _lie_together(one: Volume, other: Volume) -> bool:
+    """Whether two volumes of one shape (in canonical axis order) have their corners at the same places."""
+    corners = list(product(*((0, size - 1) for size in one.data.shape)))
+    first, second = (np.array([world_position(volume, corner) for corner in corners]) for volume in (one, other))
+    return bool(np.abs(first - second).max() <= 0.5 * min(other.zooms))
 
 
 def method_of(bundle: Bundle, backend: Backend) -> Method:

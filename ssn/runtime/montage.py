@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from ssn.core.atomic import atomic_path
+from ssn.core.atomic import Held, atomic_path
 from ssn.core.brain_box import brain_box
 from ssn.core.bundle import INTENDED_USE, Bundle
 from ssn.core.tails import outer_percentiles
@@ -59,7 +59,7 @@ class _Painter:
     def __init__(self, result: Result) -> None:
         self.result = result
         low, high = outer_percentiles(result.volume.data[result.brain], 1, 99.5)
-        self.window = low, max(high - low, 1e-12)
+        self.window = low, max(high - low, float(np.finfo(np.float32).tiny))
         self.top = max(2.0 * result.threshold, float(result.score_map.max()))
         self.box = brain_box(result.brain, _BRAIN_MARGIN)
         extents = [(part.stop - part.start) * zoom for part, zoom in zip(self.box, result.volume.zooms, strict=True)]
@@ -151,7 +151,9 @@ def draw_montage(result: Result, bundle: Bundle) -> Image.Image:
     return sheet
 
 
-def write_montage(path: Path, result: Result, bundle: Bundle, *, overwrite: bool = False) -> None:
+def write_montage(
+    path: Path, result: Result, bundle: Bundle, *, overwrite: bool = False, held: Held | None = None
+) -> None:
     """Write the montage as PNG, whole file or none.
 
     Raises
@@ -161,5 +163,5 @@ def write_montage(path: Path, result: Result, bundle: Bundle, *, overwrite: bool
     """
     about = PngInfo()
     about.add_text(*PICTURE_MARK)
-    with atomic_path(path, overwrite=overwrite) as temporary:
+    with atomic_path(path, overwrite=overwrite, held=held) as temporary:
         draw_montage(result, bundle).save(temporary, "PNG", compress_level=1, pnginfo=about)

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ssn import __version__
-from ssn.core.atomic import check_target, write_text_atomic
+from ssn.core.atomic import atomic_together, check_target, write_text_atomic
 from ssn.core.bundle import Bundle
 from ssn.core.hashed_files import file_sha256
 from ssn.core.outputs import make_folder
 from ssn.core.volume import write_map
 from ssn.runtime.backend import Backend
-from ssn.runtime.own import refuse_foreign
+from ssn.runtime.own import refuse_foreign, remove_own
 from ssn.runtime.result import Result, as_record
 
 OUTPUT_SUFFIXES = ("_anomaly.nii.gz", "_mask.nii.gz", ".json", ".png")
@@ -71,29 +71,21 @@ def write_outputs(
         check_target(path, overwrite=overwrite)
     refuse_foreign(paths)
     make_folder(folder)
-    written: list[Path] = []
-    try:
-        if overwrite:
-            paths[2].unlink(
-                missing_ok=True
-            )  # it says that the others are whole and go together: the last, and first to go
+    with atomic_together(overwrite=overwrite) as held:
         start = time.perf_counter()
-        write_map(paths[0], result.score_map, result.volume, overwrite=overwrite)
-        written.append(paths[0])
-        write_map(paths[1], result.mask, result.volume, overwrite=overwrite)
-        written.append(paths[1])
+        write_map(paths[0], result.score_map, result.volume, overwrite=overwrite, held=held)
+        write_map(paths[1], result.mask, result.volume, overwrite=overwrite, held=held)
         result.times.add("write", time.perf_counter() - start)
         if picture:
             from ssn.runtime.montage import write_montage
 
             start = time.perf_counter()
-            write_montage(paths[3], result, bundle, overwrite=overwrite)
-            written.append(paths[3])
+            write_montage(paths[3], result, bundle, overwrite=overwrite, held=held)
             result.times.add("picture", time.perf_counter() - start)
         record = as_record(result, bundle, backend)
-        write_text_atomic(paths[2], json.dumps(record, indent=1) + "\n", overwrite=overwrite)
-    except BaseException:
-        for path in written:  # not another process's that was faster
-            path.unlink(missing_ok=True)
-        raise
+        write_text_atomic(paths[2], json.dumps(record, indent=1) + "\n", overwrite=overwrite, held=held)
+        if overwrite:  # it says that the others are whole and go together: the last, and first to go
+            paths[2].unlink(missing_ok=True)
+            if not picture:
+                remove_own(output_paths(folder, name)[3])
     return record

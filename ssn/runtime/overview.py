@@ -14,7 +14,7 @@ from ssn.core.atomic import atomic_path, printable, write_text_atomic
 from ssn.core.bundle import INTENDED_USE, Bundle
 from ssn.runtime.jobs import Job, Outcome
 from ssn.runtime.outputs import output_paths
-from ssn.runtime.own import PAGE_MARK, TABLE_COLUMNS
+from ssn.runtime.own import PAGE_MARK, TABLE_COLUMNS, remove_own
 
 TABLE_FILE, PAGE_FILE = "scores.csv", "index.html"
 _STYLE = """
@@ -48,6 +48,8 @@ def write_overview(
     _write_table(folder / TABLE_FILE, ranked, overwrite=overwrite)
     if pictures:
         write_text_atomic(folder / PAGE_FILE, _page(ranked, bundle), overwrite=overwrite)
+    elif overwrite:
+        remove_own(folder / PAGE_FILE)
 
 
 def _row(outcome: Outcome) -> dict[str, Any]:
@@ -83,9 +85,9 @@ def _page(ranked: Sequence[Outcome], bundle: Bundle) -> str:
     title += f"; {len(failed)} not computed" if failed else ""
     calibration = bundle.calibration
     about = (
-        f"Highest score first. Model {bundle.spec.name} ({bundle.spec.modality}); above is a volume score of more than "
-        f"{calibration.volume_threshold:.2f}, which 95 % of {calibration.healthy_scores.size} healthy volumes stay "
-        f"below. {INTENDED_USE}"
+        f"Highest score first. Model {printable(bundle.spec.name)} ({bundle.spec.modality}); above is a volume score "
+        f"of more than {calibration.volume_threshold:.2f}, which 95 % of {calibration.healthy_scores.size} healthy "
+        f"volumes stay below. {INTENDED_USE}"
     )
     header = ("volume", "score", "p", "ml above threshold", "highest z", "warnings")
     parts = [

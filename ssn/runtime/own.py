@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import nibabel as nib
@@ -19,7 +20,7 @@ TABLE_COLUMNS = ("file", "score", "p_value", "abnormal", "above_threshold_ml", "
 def refuse_existing(paths: list[Path]) -> None:
     """Raise OutputError if any of the outputs exists."""
     for path in paths:
-        if path.exists():
+        if os.path.lexists(path):  # a dangling link too
             raise OutputError(
                 f"{printable(path)}: exists already; use --force to replace it, --resume to keep what is finished, or "
                 "another output folder"
@@ -33,6 +34,12 @@ def refuse_foreign(paths: list[Path]) -> None:
             raise OutputError(
                 f"{printable(path)}: was not written by ssn, so it is not replaced; choose another output folder"
             )
+
+
+def remove_own(path: Path) -> None:
+    """Remove an older output, if it is there and ours: what is beside it now is of another run."""
+    if path.exists() and _own(path):
+        path.unlink()
 
 
 def _own(path: Path) -> bool:
@@ -53,5 +60,5 @@ def _own(path: Path) -> bool:
             case _:
                 with Image.open(path) as picture:
                     return picture.info.get(name) == value
-    except (OSError, ValueError, TypeError, SyntaxError, nib.filebasedimages.ImageFileError):
+    except Exception:  # of damaged bytes zlib, Pillow and json raise whatever they like, and ours are none
         return False

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from ssn.core.atomic import printable
 from ssn.core.bundle import Bundle
+from ssn.core.errors import VolumeError
 from ssn.core.likeness import compare, grey_blocks
 from ssn.core.scoring import anomaly_map, p_value, volume_score
 from ssn.core.slice_metrics import slice_scores
@@ -37,7 +40,7 @@ def infer_volume(
     Raises
     ------
     VolumeError
-        If the volume cannot be read or is not a usable brain.
+        If the volume cannot be read or is not a usable brain, or the model gives no number for it.
     """
     times = StageTimes()
     start = time.perf_counter()
@@ -52,7 +55,12 @@ def infer_volume(
     start = time.perf_counter()
     score_map = anomaly_map(values, places, stack, calibration)
     level = calibration.threshold if threshold is None else threshold
-    score = volume_score(score_map, stack.brain, volume.zooms)
+    score = volume_score(score_map, stack.brain, volume.voxel_ml)
+    if not math.isfinite(score):
+        raise VolumeError(
+            f"{printable(volume.path)}: the model's answer is not finite; compute it in another way "
+            "(--backend onnxruntime), and please report it"
+        )
     slices = slice_scores(score_map, stack.brain, axis=2)
     times.add("map", time.perf_counter() - start)
     return Result(
@@ -68,5 +76,5 @@ def infer_volume(
         times=times,
         likeness=likeness,
         # The published window leaves out half of every brain, as its users know.
-        unseen_ml=0.0 if spec.grid.paper else stack.unseen * float(np.prod(volume.zooms)) / 1000,
+        unseen_ml=0.0 if spec.grid.paper else stack.unseen * volume.voxel_ml,
     )

@@ -59,7 +59,7 @@ class Result:
     @property
     def above_ml(self) -> float:
         """Volume of the mask in ml."""
-        return float(self.mask.sum() * np.prod(self.volume.zooms) / 1000)
+        return float(self.mask.sum() * self.volume.voxel_ml)
 
     @property
     def peak(self) -> tuple[int, int, int]:

@@ -79,7 +79,7 @@ def measure_arm(arm: Arm, detector: Detector, data: AblationData, cache: Path | 
 
     def healthy(path: Path) -> HealthyVolume:
         volume, stack, places, values = evidence(path)
-        return HealthyVolume(stack, volume.zooms, places, values)
+        return HealthyVolume(stack, volume.zooms, volume.voxel_ml, places, values)
 
     calibration = calibrate(
         (healthy(case.image) for case in data.calibration),

@@ -147,7 +147,7 @@ def _read_case(case: Case) -> tuple[CaseFacts, list[str], NDArray[np.float32] | 
         look = grey_blocks(stack)
         if case.mask is not None and not problems:
             mask = read_mask(case.mask, shape)
-            lesion_ml = round(float(mask.sum() * np.prod(zooms)) / 1000, 3)
+            lesion_ml = round(float(mask.sum()) * volume.voxel_ml, 3)
             healthy = case.split in HEALTHY_SPLITS
             wrong = lesion_in_healthy_split(case) if healthy else unusable_mask(case.mask, mask[stack.brain])
             problems += [wrong] if wrong else []

@@ -39,8 +39,7 @@ class ScoredVolume:
     @classmethod
     def of(cls, score_map: NDArray[np.float32], brain: NDArray[np.bool_], volume: Volume) -> ScoredVolume:
         """Score a volume by its map."""
-        voxel_ml = float(np.prod(volume.zooms)) / 1000
-        return cls(score_map, brain, volume_score(score_map, brain, volume.zooms), voxel_ml)
+        return cls(score_map, brain, volume_score(score_map, brain, volume.voxel_ml), volume.voxel_ml)
 
 
 Method = Callable[[Path], ScoredVolume]

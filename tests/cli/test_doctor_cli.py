@@ -21,6 +21,17 @@ def bundle(tiny_bundle, tmp_path):
     return shutil.copytree(tiny_bundle, tmp_path / "bundle")
 
 
+@pytest.mark.parametrize(("app", "arguments"), [(export_app, ["doctor"]), (infer_app, ["--doctor"])])
+def test_a_report_that_cannot_be_printed_ends_in_a_line(app, arguments, monkeypatch):
+    def full(report):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ssn.runtime.doctor.as_lines", full)
+    result = run(app, arguments)
+    assert result.exit_code == 1
+    assert result.stderr == "Error: No space left on device\n"
+
+
 def test_both_doctors_say_the_same_of_this_machine(bundle):
     for result in (
         run(export_app, ["doctor", str(bundle)]),

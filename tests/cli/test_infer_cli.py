@@ -89,6 +89,34 @@ def test_what_ssn_did_not_write_is_not_replaced_even_with_force(tmp_path, tiny_b
     assert outputs(tmp_path) == {scan.name, foreign.name}
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("scan_mask.nii.gz", b"\x1f\x8b\x08\0\0\0\0\0\0\0garbage"),
+        ("scan.json", b"[" * 100_000),
+        ("scan.png", b"\x89PNG\r\n\x1a\n" + bytes(40)),
+    ],
+)
+def test_what_cannot_be_read_is_nobodys_to_replace(tmp_path, tiny_bundle, name, content):
+    scan, out = brain_file(tmp_path / "scan.nii"), tmp_path / "out"
+    out.mkdir()
+    (out / name).write_bytes(content)
+    result = infer(scan, "-o", out, "--model", tiny_bundle, "--force")
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit)
+    assert f"{out / name}: was not written by ssn" in result.stderr
+    assert (out / name).read_bytes() == content
+
+
+def test_a_link_to_nothing_is_no_place_to_write_to(tmp_path, tiny_bundle):
+    scan, out = brain_file(tmp_path / "scan.nii"), tmp_path / "out"
+    out.symlink_to(tmp_path / "gone")
+    assert f"{out} is a link to nothing" in infer(scan, "-o", out, "--model", tiny_bundle).stderr
+    out.unlink(), out.mkdir()
+    (out / "scan.json").symlink_to(tmp_path / "gone")
+    assert f"{out / 'scan.json'}: exists already" in infer(scan, "-o", out, "--model", tiny_bundle).stderr
+
+
 def test_an_output_that_cannot_be_replaced_leaves_the_others_as_they_were(tmp_path, tiny_bundle):
     scan, out = brain_file(tmp_path / "scan.nii"), tmp_path / "out"
     assert infer(scan, "-o", out, "--model", tiny_bundle, "--no-png").exit_code == 0
@@ -126,7 +154,7 @@ def test_the_highest_place_is_in_millimetres_whatever_the_header_counts_in(tmp_p
     assert max(abs(v) for v in places[0]) > 1
 
 
-@pytest.mark.parametrize("threshold", ["nan", "inf"])
+@pytest.mark.parametrize("threshold", ["nan", "inf", "1e39", "-1e300"])
 def test_a_threshold_that_is_no_number_is_a_usage_error(tmp_path, threshold):
     result = infer(tmp_path / "scan.nii", "-o", tmp_path / "out", "--threshold", threshold)
     assert result.exit_code == 2

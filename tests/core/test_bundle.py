@@ -74,6 +74,8 @@ def test_a_name_that_leaves_the_bundle_is_refused(bundle):
         (lambda m: m["files"].pop(FLOW_FILE), "flow.onnx"),
         (lambda m: m["files"][FLOW_FILE].update(bytes="many"), "no size or hash"),
         (lambda m: m["files"][FLOW_FILE].update(bytes=-5), "no size or hash"),
+        (lambda m: m["files"]["calibration.npz"].update(bytes=10**30), "was modified"),
+        (lambda m: m["files"]["calibration.npz"].update(bytes=10**15), "was modified"),
         (lambda m: m["files"].update(foo={}), "foo has no size or hash"),
         (lambda m: m.pop("intended_use"), "intended_use"),
         (lambda m: m.update(intended_use=None), "intended_use"),

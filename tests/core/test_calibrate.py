@@ -4,6 +4,7 @@ from brains import brain_array, save
 from scipy.ndimage import gaussian_filter
 
 from ssn.core.calibrate import NEIGHBOURHOOD, PRIOR_WEIGHT, HealthyVolume, calibrate, place_statistics
+from ssn.core.errors import DataError
 from ssn.core.geometry import GridConfig, gaussian_matrix
 from ssn.core.likeness import compare, grey_blocks
 from ssn.core.scoring import anomaly_map
@@ -66,6 +67,28 @@ def test_healthy_maps_have_mean_0_and_deviation_1_and_the_wanted_share_above_the
     assert calibration.voxel_mm == pytest.approx(4)
     assert compare(grey_blocks(stack), calibration.grey).value == pytest.approx(1)
     assert (np.diff(calibration.healthy_scores) >= 0).all()
+
+
+def test_voxels_beyond_any_scale_count_and_too_many_of_them_are_refused(tmp_path):
+    grid, cells = GridConfig(), 12
+    volume = read_volume(save(tmp_path / "scan.nii", *brain_array((4, 4, 4), lesion=False)))
+    stack = cut_slices(volume, grid, cells)
+    places = stack.occupied_places(0.5)
+
+    def standard(answers, shape):
+        return np.zeros(shape, np.float32), np.ones(shape, np.float32)
+
+    def level(far):
+        """Threshold before the map is scaled, of ten volumes, one of which is far off in its last `far` places."""
+        answers = np.random.default_rng(3).normal(0, 1, (10, places.size)).astype(np.float32)
+        answers[3, places.size - far :] -= 1e5
+        seen = [HealthyVolume.of(volume, stack, places, values) for values in answers]
+        found = calibrate(seen, windows=grid.windows, cells=cells, sigma=1.0, rate=0.01, statistics=standard)
+        return found.threshold / found.gain
+
+    assert level(places.size // 50) > level(0) + 0.02, "0.2 % are far above, so 0.8 % of the others may be"
+    with pytest.raises(DataError, match="are no healthy brains of this kind"):
+        level(places.size // 2)
 
 
 def test_a_healthy_volume_keeps_no_slices(tmp_path):

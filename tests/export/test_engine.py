@@ -18,6 +18,7 @@ from ssn.core.engine_record import ENCODER_ENGINE, FLOW_ENGINE, Device
 from ssn.core.engines import find_engines, read_engine, refusal
 from ssn.core.errors import BackendError, ExportError, OutputError
 from ssn.export.build import BuildOptions, build_engines
+from ssn.export.check import ways
 from ssn.export.engine import build_engine, choose_target, load_builder
 from ssn.export.parity import prepare
 
@@ -88,6 +89,8 @@ def test_what_overflows_is_kept_in_single_precision_and_on_record(bundle, sample
     _, record = build(planted, sample)
     assert record.build["kept_in_fp32"] == {ENCODER_FILE: [], FLOW_FILE: ["planted_down", "planted_up"]}
     assert record.build["engines"][FLOW_ENGINE]["layer_types"]["HALF"] > 20, "and nothing else"
+    (half,) = (way for way in ways(planted) if way.name == "fp16 graph, rounded on cpu")
+    assert half.remark is None, "an engine computes it, so check holds it to its tolerance"
 
 
 def test_the_same_engines_are_not_replaced_unasked(bundle, sample):

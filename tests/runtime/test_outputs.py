@@ -8,7 +8,7 @@ import pytest
 from brains import brain_file
 
 from ssn.core import atomic
-from ssn.core.atomic import atomic_path
+from ssn.core.atomic import atomic_path, atomic_together
 from ssn.core.bundle import load_bundle
 from ssn.core.errors import OutputError
 from ssn.runtime import montage, outputs
@@ -83,18 +83,53 @@ def test_outputs_of_another_process_are_not_removed_with_ours(found, tmp_path, m
 def test_what_is_cut_off_while_it_replaces_is_not_taken_for_finished(found, tmp_path, monkeypatch):
     result, bundle, backend = found
     out, finished = tmp_path / "out", []
-    made = outputs.as_record
+    take = atomic._take_name
 
-    def look(*arguments):  # as if the process ended here: the mask is replaced, the record not yet
-        mask = np.asarray(nib.load(out / "scan_mask.nii.gz").dataobj)
-        record = finished_record(tmp_path / "scan.nii", bundle, out, "scan", threshold=None, picture=False)
-        finished.append((int(mask.sum()), record))
-        return made(*arguments)
+    def look(temporary, path, **options):  # as if the process ended here: the mask is replaced, the record not yet
+        take(temporary, path, **options)
+        if path.name == "scan_mask.nii.gz":
+            mask = np.asarray(nib.load(path).dataobj)
+            record = finished_record(tmp_path / "scan.nii", bundle, out, "scan", threshold=None, picture=False)
+            finished.append((int(mask.sum()), record))
 
     write_outputs(*found, out, "scan", picture=False)
     level = float(np.median(result.score_map[result.brain]))
     other = replace(result, threshold=level, mask=(result.score_map > level).astype(np.uint8))
-    monkeypatch.setattr(outputs, "as_record", look)
+    monkeypatch.setattr(atomic, "_take_name", look)
     write_outputs(other, bundle, backend, out, "scan", picture=False, overwrite=True)
     assert finished == [(int(other.mask.sum()), None)]
     assert other.mask.sum() != result.mask.sum()
+
+
+def test_what_cannot_be_replaced_whole_stays_as_it_was(found, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    write_outputs(*found, out, "scan")
+    before = contents(out)
+
+    def full(*arguments, **options):
+        raise OutputError("No space left on device")
+
+    for name in ("ssn.runtime.montage.write_montage", "ssn.runtime.outputs.write_map"):
+        with monkeypatch.context() as patched, pytest.raises(OutputError, match="No space"):
+            patched.setattr(name, full)
+            write_outputs(*found, out, "scan", overwrite=True)
+        assert contents(out) == before
+
+
+def test_of_several_files_none_is_left_where_one_cannot_take_its_name(tmp_path):
+    with pytest.raises(OutputError, match=r"b\.txt: exists already"), atomic_together() as held:
+        for name in ("a.txt", "b.txt", "c.txt"):
+            with atomic_path(tmp_path / name, held=held) as temporary:
+                temporary.write_text("mine")
+        (tmp_path / "b.txt").write_text("the other's")
+    assert contents(tmp_path) == {"b.txt": b"the other's"}
+
+
+def test_a_picture_of_another_run_does_not_stay_beside_new_outputs(found, tmp_path):
+    out = tmp_path / "out"
+    write_outputs(*found, out, "scan")
+    write_outputs(*found, out, "scan", picture=False, overwrite=True)
+    assert not (out / "scan.png").exists()
+    (out / "scan.png").write_bytes(b"somebody's")
+    write_outputs(*found, out, "scan", picture=False, overwrite=True)
+    assert (out / "scan.png").read_bytes() == b"somebody's"

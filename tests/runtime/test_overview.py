@@ -95,6 +95,13 @@ def test_without_pictures_there_is_no_page(scans, tmp_path, tiny_bundle):
     assert not (tmp_path / "out" / "index.html").exists()
 
 
+def test_a_page_of_another_run_does_not_stay(scans, tmp_path, tiny_bundle):
+    run(scans, tmp_path / "out", tiny_bundle)
+    assert (tmp_path / "out" / "index.html").exists()
+    run(scans, tmp_path / "out", tiny_bundle, picture=False, overwrite=True)
+    assert not (tmp_path / "out" / "index.html").exists()
+
+
 def test_a_page_or_table_of_somebody_else_is_never_replaced_and_ours_is_on_request(scans, tmp_path, tiny_bundle):
     out = tmp_path / "out"
     out.mkdir()

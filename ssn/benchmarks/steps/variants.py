@@ -155,7 +155,7 @@ def _compare(step: Step, ground: Ground, box: Box, share: float, auprc: tuple[fl
     before, after = (samples[name]["total"] for name in ("before", "after"))
     volume = read_volume(ground.scan)
     inside = maps["before"] != 0
-    scores = {name: volume_score(values, inside, volume.zooms) for name, values in maps.items()}
+    scores = {name: volume_score(values, inside, volume.voxel_ml) for name, values in maps.items()}
     correlation = float(np.corrcoef(maps["before"][inside], maps["after"][inside])[0, 1])
     row: dict[str, Any] = {
         "before": Spread.of(before).as_json(),

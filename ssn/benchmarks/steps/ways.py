@@ -104,7 +104,7 @@ def compute_map(
 
 def _with_all_slices(stack: SliceStack, volume: Volume, spec: ModelSpec) -> SliceStack:
     grid = spec.grid
-    slices = stack.placement.to_canonical(normalise(volume.data, stack.brain, spec.normalisation), thick=spec.thick)
+    slices = stack.placement.to_canonical(normalise(volume, stack.brain, spec.normalisation), thick=spec.thick)
     occupancy = np.zeros((grid.windows, *stack.occupancy.shape[1:]), np.float32)
     occupancy[stack.first : stack.first + len(stack.occupancy)] = stack.occupancy
     return replace(stack, slices=slices, occupancy=occupancy, first=0)
