@@ -226,7 +226,10 @@ def evaluate(
         typer.Option(help="Data set whose validation split chooses the Dice threshold, if another."),
     ] = None,
     own_threshold: Annotated[
-        bool, typer.Option("--own-threshold", help="Dice at the model's own threshold; needs no validation split.")
+        bool,
+        typer.Option(
+            "--own-threshold", help="Dice at the model's own threshold: validation's half of a folder tests as well."
+        ),
     ] = False,
     device: DeviceOption = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace the JSON file.")] = False,
@@ -239,14 +242,14 @@ def evaluate(
         from ssn.core.errors import DataError
         from ssn.core.outputs import check_file
         from ssn.train import evaluate as measuring
-        from ssn.train.datasets import open_split
+        from ssn.train.datasets import open_measured, open_split
         from ssn.train.trained import open_trained
 
         if own_threshold and validation:
             raise DataError("--own-threshold and --validation: the threshold comes from one of them; leave out one")
         check_file(output, overwrite=force)
         method = open_trained(model, device)
-        test = open_split(data, "test", layout, contrast)
+        test = open_measured(data, layout, contrast) if own_threshold else open_split(data, "test", layout, contrast)
         # Another data set lies as it lies: a forced layout is the first one's.
         chosen_on = (
             []

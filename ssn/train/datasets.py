@@ -125,6 +125,23 @@ def open_split(path: Path, split: Split, layout: Layout | None = None, contrast:
     return cases
 
 
+def open_measured(path: Path, layout: Layout | None = None, contrast: str | None = None) -> list[Case]:
+    """Cases to measure on where no threshold is chosen on any: those that test, and those that would validate.
+
+    A table says itself which are for testing, so of one it is the test split alone.
+
+    Raises
+    ------
+    DataError
+        As `open_split`.
+    """
+    dataset = _open(path, layout, contrast)
+    splits = ("test",) if dataset.layout == "csv" else ("test", "validation")
+    cases = [case for case in dataset.cases if case.split in splits] or select(dataset, "test")
+    refuse_unusable(dataset, cases)
+    return cases
+
+
 def refuse_without_lesion(cases: Sequence[Case]) -> None:
     """Raise DataError if none of the cases, of one split, has a mask: said before any computing."""
     if not any(case.mask for case in cases):
