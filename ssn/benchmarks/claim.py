@@ -93,8 +93,23 @@ def check_claim(
     return findings
 
 
-def holds(findings: Sequence[Finding], quantities: Sequence[Quantity]) -> bool:
-    """Whether the claim holds for every baseline."""
+def holds(findings: Sequence[Finding], quantities: Sequence[Quantity], named: Sequence[str] = ()) -> bool:
+    """Whether the claim holds for every baseline.
+
+    Parameters
+    ----------
+    named : baselines and engines that it is about, each of which must have been measured
+
+    Raises
+    ------
+    ResultsError
+        If something that it is about was not measured: of nothing everything would hold.
+    """
+    for quantity in quantities:
+        found = {name for one in findings if one.quantity == quantity for name in (one.method, one.engine)}
+        missing = [name for name in named if name not in found] if found else ["all"]
+        if missing:
+            raise ResultsError(f"{quantity} ({', '.join(missing)}): was not measured; ssn-bench latency or memory does")
     return all(finding.verdict == "holds" for finding in findings if finding.quantity in quantities)
 
 

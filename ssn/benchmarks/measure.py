@@ -100,7 +100,7 @@ class Ratio:
 
     def verdict(self, wanted: float) -> Verdict:
         """Whether the quantity is `wanted` times larger: undecided if the interval includes that value."""
-        if self.low < wanted <= self.high:
+        if self.low < wanted <= self.high or not (math.isfinite(self.low) and math.isfinite(self.high)):
             return "undecided"
         return "holds" if self.low >= wanted else "does not hold"
 

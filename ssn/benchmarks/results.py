@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -113,6 +114,24 @@ def _read(path: Path) -> object:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ResultsError(f"{path}: cannot be read as JSON ({error}); measure it again") from error
+
+
+@contextmanager
+def reading_results(folder: Path) -> Iterator[None]:
+    """Say in one line that results are not as ssn-bench writes them, wherever that shows.
+
+    Raises
+    ------
+    ResultsError
+        With what did not fit.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ResultsError(
+            f"{folder}: its results are incomplete, damaged or of another version ({what}); measure again"
+        ) from error
 
 
 def rows_of(results: Mapping[str, Mapping[str, Any]], kind: Kind) -> Iterator[dict[str, Any]]:

@@ -70,6 +70,7 @@ def accuracy(
     """
     with user_errors():
         from functools import partial
+        from itertools import chain
 
         from ssn.benchmarks.accuracy.kept import Kept, describe_methods
         from ssn.benchmarks.accuracy.measured import Splits
@@ -97,7 +98,9 @@ def accuracy(
             controls=open_controls(control or ()),
         )
         learned_from = open_split(learned, "train", own_layout, contrast)
-        refuse_shared([*learned_from, *splits.calibration], [*splits.validation, *splits.test])
+        learned_of = [*learned_from, *splits.calibration]
+        refuse_shared(learned_of, [*splits.validation, *splits.test, *chain(*splits.controls.values())])
+        refuse_shared(splits.validation, splits.test)
         for cases in (splits.validation, splits.test):
             refuse_without_lesion(cases)
         train = [case.image for case in learned_from]
@@ -160,14 +163,25 @@ def gpu_page(
         from ssn.benchmarks.pages.charts import bars_png
         from ssn.benchmarks.pages.gpu import chart_rows, read_gpu_results
         from ssn.benchmarks.pages.gpu import gpu_page as page
-        from ssn.core.atomic import atomic_path, write_text_atomic
+        from ssn.benchmarks.results import reading_results
+        from ssn.core.atomic import atomic_path, atomic_together, write_text_atomic
+        from ssn.core.errors import OutputError
         from ssn.core.outputs import check_file
 
-        found, chart = read_gpu_results(results), output.with_suffix(".png")
-        check_file(chart, overwrite=force)
-        write_text_atomic(output, page(found, name=output.name, ratio=ratio), overwrite=force)
-        with atomic_path(chart, overwrite=force) as temporary:
-            temporary.write_bytes(bars_png(chart_rows(found), "ms", "ms a volume, on the device"))
+        if output.suffix != ".md":
+            raise OutputError(f"{output}: the page is Markdown, with its chart beside it; end the name in .md")
+        for file in (output, chart := output.with_suffix(".png")):
+            check_file(file, overwrite=force)
+        with reading_results(results):
+            found = read_gpu_results(results)
+            text, picture = (
+                page(found, name=output.name, ratio=ratio),
+                bars_png(chart_rows(found), "ms", "ms a volume, on the device"),
+            )
+        with atomic_together(overwrite=force) as held:
+            write_text_atomic(output, text, overwrite=force, held=held)
+            with atomic_path(chart, overwrite=force, held=held) as temporary:
+                temporary.write_bytes(picture)
         typer.echo(f"{output}: written")
 
 

@@ -143,29 +143,33 @@ def claim(
     """
     with user_errors():
         from rich.console import Console
+        from rich.markup import escape
         from rich.table import Table
 
         from ssn.benchmarks.claim import QUANTITIES, check_claim, holds
-        from ssn.benchmarks.results import load_results
+        from ssn.benchmarks.results import load_results, reading_results
 
-        found = check_claim(
-            load_results(results),
-            model,
-            ratio=ratio,
-            memory_ratio=memory_ratio,
-            against=against or (),
-            engines=engine or (),
-        )
-        wanted = tuple(quantity for quantity in QUANTITIES if not of or quantity in of)
+        with reading_results(results):
+            found = check_claim(
+                load_results(results),
+                model,
+                ratio=ratio,
+                memory_ratio=memory_ratio,
+                against=against or (),
+                engines=engine or (),
+            )
+        asked = of or {finding.quantity for finding in found}
+        wanted = tuple(quantity for quantity in QUANTITIES if quantity in asked)
         for group in dict.fromkeys(finding.group for finding in found):
             table = Table(
                 "against", "engine", "what", "wanted", "how many times, and verdict", title=f"{model}: {group}s"
             )
             for one in found:
                 if one.group == group and one.quantity in wanted:
-                    table.add_row(one.method, one.engine, one.quantity, f"{one.wanted:g}x", one.line())
+                    cells = (one.method, one.engine, one.quantity, f"{one.wanted:g}x", one.line())
+                    table.add_row(*(escape(cell) for cell in cells))
             Console(width=160).print(table)
-        verdict = holds(found, wanted)
+        verdict = holds(found, wanted, (*(against or ()), *(engine or ())) if of else ())
         typer.echo("The claim holds." if verdict else "The claim does not hold, or is undecided, for at least one.")
         if not verdict:
             raise typer.Exit(1)
@@ -184,7 +188,7 @@ def report(
     with user_errors():
         from ssn.benchmarks.pages.rendering import as_html, as_markdown
         from ssn.benchmarks.pages.report import build_sections
-        from ssn.benchmarks.results import load_results, read_ablation, read_accuracy
+        from ssn.benchmarks.results import load_results, read_ablation, read_accuracy, reading_results
         from ssn.core.atomic import write_text_atomic
         from ssn.core.errors import BackendError, OutputError, installing
 
@@ -192,17 +196,19 @@ def report(
             raise OutputError(f"{output}: a report is HTML or Markdown; end the name in .html or .md")
         found = load_results(results)
         as_page = output.suffix == ".html"
+        measured, ablated = read_accuracy(accuracy), read_ablation(ablation)
         try:
-            sections = list(
-                build_sections(
-                    found,
-                    ratio=ratio,
-                    memory_ratio=memory_ratio,
-                    accuracy=read_accuracy(accuracy),
-                    ablation=read_ablation(ablation),
-                    charts=as_page,
+            with reading_results(results):
+                sections = list(
+                    build_sections(
+                        found,
+                        ratio=ratio,
+                        memory_ratio=memory_ratio,
+                        accuracy=measured,
+                        ablation=ablated,
+                        charts=as_page,
+                    )
                 )
-            )
         except ModuleNotFoundError as error:
             raise BackendError(f"charts need {error.name}: {installing('bench')}; or write a .md") from error
         render = as_html if as_page else as_markdown
@@ -222,17 +228,19 @@ def performance(
     """Write docs/performance.md: the claim, and every step with its time before and after."""
     with user_errors():
         from ssn.benchmarks.pages.performance import performance_page
-        from ssn.benchmarks.results import load_results, read_ablation, read_accuracy
+        from ssn.benchmarks.results import load_results, read_ablation, read_accuracy, reading_results
         from ssn.core.atomic import write_text_atomic
 
-        page = performance_page(
-            load_results(results),
-            name=output.name,
-            ratio=ratio,
-            memory_ratio=memory_ratio,
-            accuracy=read_accuracy(accuracy),
-            ablation=read_ablation(ablation),
-        )
+        measured, ablated = read_accuracy(accuracy), read_ablation(ablation)
+        with reading_results(results):
+            page = performance_page(
+                load_results(results),
+                name=output.name,
+                ratio=ratio,
+                memory_ratio=memory_ratio,
+                accuracy=measured,
+                ablation=ablated,
+            )
         write_text_atomic(output, page, overwrite=force)
         typer.echo(f"{output}: written")
 

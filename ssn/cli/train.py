@@ -175,7 +175,7 @@ def calibrate(
     data: Data,
     layout: LayoutOption = None,
     contrast: ContrastOption = None,
-    sigma: Annotated[float, typer.Option(help="Gaussian of the map, mm.", min=0)] = 4.0,
+    sigma: Annotated[float, typer.Option(help="Gaussian of the map, mm.", min=0, max=50)] = 4.0,
     cache: Cache = None,
     rate: Annotated[
         float, typer.Option(help="Share of healthy brain voxels above the threshold.", min=0, max=1)
@@ -242,7 +242,7 @@ def evaluate(
         from ssn.core.errors import DataError
         from ssn.core.outputs import check_file
         from ssn.train import evaluate as measuring
-        from ssn.train.datasets import open_measured, open_split
+        from ssn.train.datasets import open_measured, open_split, refuse_shared
         from ssn.train.trained import open_trained
 
         if own_threshold and validation:
@@ -256,6 +256,7 @@ def evaluate(
             if own_threshold
             else open_split(validation or data, "validation", None if validation else layout, contrast)
         )
+        refuse_shared(chosen_on, test)
         with progress_bar() as bar:
             task = bar.add_task("volumes", total=len(test) + len(chosen_on))
 

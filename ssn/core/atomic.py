@@ -69,9 +69,10 @@ def atomic_path(path: Path | str, *, overwrite: bool = False, held: Held | None 
 
 @contextmanager
 def atomic_together(*, overwrite: bool = False) -> Iterator[Held]:
-    """Rename several files when all are written, in that order; on any failure none of them is there.
+    """Rename several files when all are written, in that order.
 
-    What was there before stays until then, if what fails is the writing.
+    If writing fails, all is as it was. If a name cannot be taken, none of them is there, but with `overwrite` those
+    that have replaced another file stay.
 
     Yields
     ------
@@ -94,7 +95,7 @@ def atomic_together(*, overwrite: bool = False) -> Iterator[Held]:
                 raise OutputError(_cannot_write(path, error)) from error
             taken.append(path)
     except BaseException:
-        for path in taken:  # ours: not another process's that was faster
+        for path in () if overwrite else taken:  # ours: not another process's that was faster
             _remove(path)
         raise
     finally:

@@ -52,6 +52,11 @@ def case_contents(cases: Iterable[Case]) -> list[list[Any]]:
     ]
 
 
+# What a summary says of groups of volumes, beside each kind of lesion: no kind may have such a name.
+SIZE_GROUPS = ("1 ml and more", "4 ml and more", "below 4 ml", "4 to 15 ml", "15 ml and more")
+RESERVED_KINDS = ("all", "healthy", "volume_auroc", *SIZE_GROUPS)
+
+
 @dataclass(frozen=True)
 class Dataset:
     """The cases of a data set in the order of their names.

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from ssn.core.atomic import atomic_path, write_text_atomic
+from ssn.core.atomic import atomic_together, write_text_atomic
 from ssn.core.bundle import CALIBRATION_FILE
 from ssn.core.errors import DataError
 from ssn.train.flow import ConditionalFlow
 from ssn.train.network import FeatureNetwork, LocationCodes, ModelConfig, build_flow
+from ssn.train.tensor_files import refuse_other_step, save_tensors
 
 WEIGHTS_FILE, RECORD_FILE, OPTIMISER_FILE = "model.safetensors", "model.json", "optimiser.safetensors"
+_NOTHING = torch.empty(0)
 
 
 @dataclass
@@ -50,22 +53,28 @@ def build_detector(config: ModelConfig, network: FeatureNetwork, seed: int) -> D
 
 
 def save_checkpoint(folder: Path, detector: Detector, optimiser: dict[str, Tensor] | None = None) -> None:
-    """Write a checkpoint over an older one. The record goes last: it names the epoch that the rest is from.
+    """Write a checkpoint over an older one, all of it or nothing; each file says the step of training that it is from.
 
     A calibration that lies there goes: it is of other weights.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CALIBRATION_FILE).unlink(missing_ok=True)
     tensors = {
         **{f"network.{name}": tensor for name, tensor in detector.network.state_dict().items()},
         **{f"flow.{name}": tensor for name, tensor in detector.flow.state_dict().items()},
     }
     files = {WEIGHTS_FILE: tensors} | ({OPTIMISER_FILE: optimiser} if optimiser is not None else {})
-    for name, content in files.items():
-        with atomic_path(folder / name, overwrite=True) as temporary:
-            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in content.items()}, temporary)
     record = {"config": detector.config.to_dict(), **detector.record}
-    write_text_atomic(folder / RECORD_FILE, json.dumps(record, indent=1) + "\n", overwrite=True)
+    with atomic_together(overwrite=True) as held:
+        for name, content in files.items():
+            save_tensors(folder / name, content, of=_step(record), held=held)
+        write_text_atomic(folder / RECORD_FILE, json.dumps(record, indent=1) + "\n", overwrite=True, held=held)
+        (folder / CALIBRATION_FILE).unlink(missing_ok=True)
+
+
+def _step(record: Mapping[str, Any]) -> str:
+    """Where training stood, in words."""
+    epochs, rounds = (len(record.get(name, ())) for name in ("history", "tuning"))
+    return f"epoch {epochs}" + (f", round {rounds}" if rounds else "")
 
 
 def load_checkpoint(folder: Path) -> Detector:
@@ -81,6 +90,7 @@ def load_checkpoint(folder: Path) -> Detector:
         config = ModelConfig.from_dict(record.pop("config"))
         network = FeatureNetwork(config, weights="none")
         detector = build_detector(config, network, record["seed"])
+        refuse_other_step(folder / WEIGHTS_FILE, _step(record))
         state = load_file(folder / WEIGHTS_FILE)
         for prefix, module in (("network.", network), ("flow.", detector.flow)):
             module.load_state_dict(
@@ -104,11 +114,31 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {f"{index}.{name}": torch.as_tensor(value) for index, slot in state.items() for name, value in slot.items()}
 
 
-def restore_optimiser(optimiser: torch.optim.Optimizer, folder: Path) -> None:
-    """Put back what `optimiser_tensors` saved."""
+def restore_optimiser(optimiser: torch.optim.Optimizer, folder: Path, record: Mapping[str, Any]) -> None:
+    """Put back what `optimiser_tensors` saved beside a record.
+
+    Raises
+    ------
+    DataError
+        If it is missing, damaged, or of another network or step: training would go on as another.
+    """
+    path = folder / OPTIMISER_FILE
     slots: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in load_file(folder / OPTIMISER_FILE).items():
-        index, name = key.split(".", 1)
-        slots.setdefault(int(index), {})[name] = tensor
+    try:
+        refuse_other_step(path, _step(record))
+        for key, tensor in load_file(path).items():
+            index, name = key.split(".", 1)
+            slots.setdefault(int(index), {})[name] = tensor
+    except (OSError, ValueError, SafetensorError) as error:
+        raise DataError(f"{path}: cannot be read ({error}), so training can't go on; train again") from error
+    _check_slots(path, optimiser, slots)
     groups = optimiser.state_dict()["param_groups"]
     optimiser.load_state_dict({"state": slots, "param_groups": groups})
+
+
+def _check_slots(path: Path, optimiser: torch.optim.Optimizer, slots: Mapping[int, Mapping[str, Tensor]]) -> None:
+    """Raise DataError if what is there are not Adam's averages of these parameters; one without gradient has none."""
+    shapes = dict(enumerate(parameter.shape for group in optimiser.param_groups for parameter in group["params"]))
+    for index, slot in slots.items():
+        if any(slot.get(name, _NOTHING).shape != shapes.get(index) for name in ("exp_avg", "exp_avg_sq")):
+            raise DataError(f"{path}: is not of this network, or incomplete, so training can't go on; train again")

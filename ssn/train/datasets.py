@@ -29,8 +29,9 @@ def recognise(path: Path) -> Layout:
             raise DataError(f"{printable(path)}: is an empty folder; expected {_all_trees()}")
         if (path / COHORT_FILE).is_file():
             return "csv"
-        # The named layouts first: IXI's files would do for a folder of NIfTI too.
-        for layout in ("brats", "ixi", "br35h", "folder"):
+        # The named layouts first: IXI's files would do for a folder of NIfTI too. With masks beside them they are one.
+        with_masks = (path / "masks").is_dir()
+        for layout in ("brats", *(() if with_masks else ("ixi",)), "br35h", "folder"):
             try:
                 READERS[layout](path)
             except DataError:

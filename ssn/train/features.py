@@ -10,17 +10,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
-from ssn.core.atomic import atomic_path
 from ssn.core.hashed_files import file_sha256
 from ssn.core.slices import SliceStack, cut_slices
 from ssn.core.volume import Volume, read_volume
 from ssn.train.folding import folded
 from ssn.train.network import FeatureNetwork
 from ssn.train.pseudo import insert_blobs
+from ssn.train.tensor_files import save_tensors
 
 SLICES_AT_ONCE = 24
 CPU_SLICES_AT_ONCE = 6  # so many slices' maps stay in a processor's cache; those of 24 do not
@@ -135,8 +135,7 @@ class FeatureReader:
             pass
         result = compute()
         self._cache.mkdir(parents=True, exist_ok=True)
-        with atomic_path(entry, overwrite=True) as temporary:
-            save_file({name: tensor.contiguous() for name, tensor in zip(names, result, strict=True)}, temporary)
+        save_tensors(entry, dict(zip(names, result, strict=True)))
         return result
 
     def features(self, path: Path, stack: SliceStack | None = None) -> VolumeFeatures:

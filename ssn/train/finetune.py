@@ -12,16 +12,17 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ssn.core.atomic import atomic_path, write_text_atomic
+from ssn.core.atomic import atomic_together, write_text_atomic
 from ssn.core.errors import DataError
 from ssn.train.checkpoint import OPTIMISER_FILE, optimiser_tensors, restore_optimiser
 from ssn.train.distributed import ONE_PROCESS, Ranks
 from ssn.train.edc import EncoderDecoder, contrast_loss
 from ssn.train.encoder import EncoderConfig, EncoderWeights, weights_identity
 from ssn.train.slice_images import SliceImages
+from ssn.train.tensor_files import refuse_other_step, save_tensors
 
 ENCODER_FILE, NETWORK_FILE, RECORD_FILE = "encoder.safetensors", "finetune.safetensors", "finetune.json"
 
@@ -209,17 +210,23 @@ def validation_loss(network: EncoderDecoder, slices: Tensor, batch: int) -> floa
 
 
 def _save(folder: Path, network: EncoderDecoder, optimiser: torch.optim.Optimizer, record: dict[str, Any]) -> None:
-    """Write everything; the record goes last: it names the step that the rest is from."""
+    """Write everything, all of it or nothing."""
     folder.mkdir(parents=True, exist_ok=True)
     files = {
         ENCODER_FILE: network.encoder.state_dict(),
         NETWORK_FILE: network.state_dict(),
         OPTIMISER_FILE: optimiser_tensors(optimiser),
     }
-    for name, tensors in files.items():
-        with atomic_path(folder / name, overwrite=True) as temporary:
-            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, temporary)
-    write_text_atomic(folder / RECORD_FILE, json.dumps(record, indent=1) + "\n", overwrite=True)
+    with atomic_together(overwrite=True) as held:
+        for name, tensors in files.items():
+            # `--encoder-weights` takes the encoder, and tells it by its bytes.
+            save_tensors(folder / name, tensors, of=None if name == ENCODER_FILE else _step(record), held=held)
+        write_text_atomic(folder / RECORD_FILE, json.dumps(record, indent=1) + "\n", overwrite=True, held=held)
+
+
+def _step(record: dict[str, Any]) -> str:
+    """Where training stood, in words, as `restore_optimiser` counts."""
+    return f"epoch {len(record['history'])}"
 
 
 def _restore(
@@ -232,11 +239,13 @@ def _restore(
                            ("weights", "other --encoder-weights"), ("slices", "other slices")):  # fmt: skip
             if record[name] != same[name]:
                 raise DataError(f"{folder}: was fine-tuned with {what}; resume with the same")
+        _ = [Point(**point) for point in record["history"]]
+        refuse_other_step(folder / NETWORK_FILE, _step(record))
         network.load_state_dict(load_file(folder / NETWORK_FILE))
-        restore_optimiser(optimiser, folder)
+        restore_optimiser(optimiser, folder, record)
     except OSError as error:
         reason = f"{error.filename}: {error.strerror}" if error.filename else error  # safetensors' own has no name
         raise DataError(f"{folder}: holds nothing to resume ({reason})") from error
-    except (KeyError, ValueError, RuntimeError, SafetensorError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise DataError(f"{folder}: is damaged or of another version ({str(error).splitlines()[0]})") from error
     return record

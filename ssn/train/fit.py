@@ -14,7 +14,6 @@ from ssn.core.hashed_files import file_sha256
 from ssn.core.outputs import check_folder
 from ssn.train.batches import Altered, Pool, epoch_batches
 from ssn.train.checkpoint import (
-    OPTIMISER_FILE,
     Detector,
     build_detector,
     load_checkpoint,
@@ -198,6 +197,11 @@ def _check_resumable(
             f"{folder}: was trained on other volumes ({record.get('volumes')} then, {len(paths)} now); "
             "resume with the same ones, or train into another folder"
         )
+    if len(record["history"]) > options.epochs:
+        raise DataError(
+            f"{folder}: has been trained for {len(record['history'])} epochs, more than the {options.epochs} asked "
+            "for; resume with as many or more"
+        )
     if record.get("tuning") and len(record["history"]) < options.epochs:
         raise DataError(
             f"{folder}: its encoder has been trained after {len(record['history'])} epochs; no more can follow"
@@ -227,9 +231,9 @@ def _train_flow(
         ranks.equalise_([detector.network.feature_mean, detector.network.whitening])
     parameters = [p for p in detector.flow.parameters() if p.requires_grad]
     optimiser = torch.optim.Adam(parameters, lr=options.learning_rate)
-    if resume and (folder / OPTIMISER_FILE).exists():
-        restore_optimiser(optimiser, folder)
     history: list[dict[str, float]] = detector.record["history"]
+    if history:
+        restore_optimiser(optimiser, folder, detector.record)
     for epoch in range(len(history), options.epochs):
         for group in optimiser.param_groups:
             group["lr"] = options.learning_rate * options.decay ** (epoch // options.decay_epochs)

@@ -144,7 +144,7 @@ def tune_together(
     ]
     optimiser = torch.optim.Adam(groups)
     if rounds:
-        restore_optimiser(optimiser, folder)
+        restore_optimiser(optimiser, folder, detector.record)
     flow.train()
     try:
         for index in range(len(rounds), options.tune_encoder):

@@ -7,6 +7,7 @@ METHOD.md, 'Data sets and their layout on disk'. A reader looks at names only: w
 from __future__ import annotations
 
 import csv
+import math
 import re
 from collections.abc import Callable
 from itertools import pairwise
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from ssn.core.atomic import printable
 from ssn.core.errors import DataError
-from ssn.train.cases import SPLITS, Case, Dataset, Layout, split_subjects
+from ssn.train.cases import RESERVED_KINDS, SPLITS, Case, Dataset, Layout, split_subjects
 
 COHORT_FILE = "cohort.csv"
 CALIBRATION_SHARE = 0.2  # of a healthy data set's subjects; the others train
@@ -42,12 +43,12 @@ _MASK_NAME = re.compile(r"[-_.](mask|seg|label|lesion)$", re.IGNORECASE)
 
 def stem(path: Path) -> str:
     """File name without `.nii`, `.nii.gz` or the suffix of a picture."""
-    return re.sub(r"(\.nii)?(\.gz)?$", "", path.name) if is_nifti(path) else path.stem
+    return re.sub(r"(\.nii)?(\.gz)?$", "", path.name, flags=re.IGNORECASE) if is_nifti(path) else path.stem
 
 
 def is_nifti(path: Path) -> bool:
     """Whether a name is that of a NIfTI volume; hidden files, as some systems leave behind, are not."""
-    return path.name.endswith((".nii", ".nii.gz")) and not path.name.startswith(".")
+    return path.name.lower().endswith((".nii", ".nii.gz")) and not path.name.startswith(".")
 
 
 def volumes_in(folder: Path) -> list[Path]:
@@ -79,7 +80,10 @@ def read_csv(path: Path) -> Dataset:
     try:
         with table.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
-            missing = {"image", "mask", "split"} - set(reader.fieldnames or ())
+            columns = list(reader.fieldnames or ())
+            if twice := sorted({name for name in columns if columns.count(name) > 1}):
+                raise wrong_layout(table, "csv", f"has two columns {', '.join(twice)}")
+            missing = {"image", "mask", "split"} - set(columns)
             if missing:
                 raise wrong_layout(table, "csv", f"has no column {', '.join(sorted(missing))}")
             rows = list(reader)
@@ -101,8 +105,12 @@ def _row_case(table: Path, number: int, row: dict[str, str | None]) -> Case:
         raise DataError(f"{where}: has no image; give a path from the table's folder")
     try:
         volume_ml = float(value["volume_ml"]) if value.get("volume_ml") else None
-    except ValueError as error:
-        raise DataError(f"{where}: volume_ml is {value['volume_ml']!r}; it must be a number") from error
+    except ValueError:
+        volume_ml = math.nan
+    if volume_ml is not None and not 0 <= volume_ml < math.inf:
+        raise DataError(f"{where}: volume_ml is {value['volume_ml']!r}; it must be a number of millilitres")
+    if value.get("lesion") in RESERVED_KINDS:
+        raise DataError(f"{where}: lesion is {value['lesion']!r}, which is what tables call a group; name the kind")
     image = table.parent / value["image"]
     synthetic = f"{value['template']}-{value['seed']}" if value.get("seed") and value.get("template") else ""
     return Case(
@@ -123,6 +131,13 @@ def read_ixi(path: Path) -> Dataset:
     named = [(file, match) for folder in folders for file in volumes_in(folder) if (match := _IXI.fullmatch(file.name))]
     if not named:
         raise wrong_layout(path, "ixi", "holds no file of that name")
+    known = {file for file, _ in named}
+    problems = tuple(
+        f"{printable(file)}: has no name of IXI's and would be left out; move it elsewhere, or give --layout folder"
+        for folder in folders
+        for file in volumes_in(folder)
+        if file not in known
+    )
     splits = split_subjects((m[1].upper() for _, m in named), "calibration", "train", CALIBRATION_SHARE)
     return Dataset(
         path,
@@ -133,6 +148,7 @@ def read_ixi(path: Path) -> Dataset:
             )
             for file, m in named
         ),
+        problems=problems,
     )  # fmt: skip
 
 
@@ -193,7 +209,8 @@ def read_folder(path: Path) -> Dataset:
     """
     folder = path / "images" if (path / "images").is_dir() else path
     files = volumes_in(folder)
-    masks = {stem(mask): mask for mask in volumes_in(path / "masks")}
+    marked = volumes_in(path / "masks")
+    masks = {stem(mask): mask for mask in marked}
     images = [file for file in files if not _MASK_NAME.search(stem(file))]
     if not images:
         raise wrong_layout(path, "folder", "holds no NIfTI volume")
@@ -203,7 +220,8 @@ def read_folder(path: Path) -> Dataset:
     problems += [f"{mask}: is the mask of no image in {folder}" for name, mask in masks.items() if name not in known]
     problems += [
         f"{first} and {second.name}: have the same name; keep one"
-        for first, second in pairwise(images)
+        for files in (images, marked)
+        for first, second in pairwise(files)
         if stem(first) == stem(second)
     ]
     if masks:

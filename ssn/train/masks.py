@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import zlib
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 
 from ssn.core.errors import DataError
@@ -27,9 +25,14 @@ def read_mask(path: Path, shape: tuple[int, ...] | None = None) -> NDArray[np.bo
     """
     try:
         image = nib.as_closest_canonical(nib.load(path))
-        mask = np.squeeze(np.asanyarray(image.dataobj)) > 0
-    except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
-        raise DataError(f"{path}: the mask cannot be read ({error})") from error
+        values = np.squeeze(np.asanyarray(image.dataobj))
+        mask = values > 0
+    except Exception as error:  # a reader is chosen by the name's end, and raises whatever it likes
+        raise DataError(
+            f"{path}: the mask cannot be read ({error}); check that it is NIfTI, named .nii.gz if compressed, else .nii"
+        ) from error
+    if values.dtype.kind == "f" and np.isnan(values).any():
+        raise DataError(f"{path}: the mask holds NaN, which says neither lesion nor healthy; set it to 0 or 1")
     if shape is not None and mask.shape != shape:
         raise DataError(f"{path}: the mask has shape {mask.shape}, its image {shape}")
     return mask

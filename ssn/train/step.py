@@ -86,8 +86,10 @@ def backward(
             result: Tensor = detector.flow(features[piece], detector.codes(places[piece]))
         return result.float()
 
+    filled = [piece for piece in range(accumulate) if len(places[piece])]  # a small step has fewer than was asked for
     with torch.set_grad_enabled(accumulate == 1):
-        mine = torch.cat([log_likelihoods(piece) for piece in range(accumulate)])
+        pieces = [log_likelihoods(piece) for piece in filled]
+        mine = torch.cat(pieces) if pieces else step.features.new_zeros(0)
     everyone = ranks.gather(mine, total).requires_grad_()
     true, anomalous = everyone[: total - step.anomalous], everyone[total - step.anomalous :]
     loss = total_loss(options.loss, true, anomalous, epoch=epoch, generator=generator)
@@ -96,10 +98,11 @@ def backward(
     loss.total.backward()
     assert everyone.grad is not None
     gradient = everyone.grad[share]
-    if accumulate == 1:
+    if accumulate > 1:
+        own = gradient.tensor_split(accumulate)
+        for piece in filled:
+            log_likelihoods(piece).backward(own[piece])
+    elif filled:
         mine.backward(gradient)
-    else:
-        for piece, own in enumerate(gradient.tensor_split(accumulate)):
-            log_likelihoods(piece).backward(own)
     ranks.sum_gradients(p for p in detector.flow.parameters() if p.requires_grad)
     return loss, true.detach().mean()

@@ -259,11 +259,11 @@ def read_cohort(path: Path) -> list[SubjectRecord]:
         If the file is missing or its columns are others.
     """
     try:
-        with path.open(newline="") as stream:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
             return [_record(row) for row in csv.DictReader(stream)]
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}). Make it with ssn-train synth.") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
         columns = ",".join(field.name for field in fields(SubjectRecord))
         raise DataError(f"{path}: is not a cohort table; its columns must be {columns}.") from error
 

@@ -5,6 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from ssn.benchmarks.measure import Ratio
 from ssn.cli.bench import app
 from ssn.core.errors import ResultsError
 
@@ -27,9 +28,12 @@ def _row(method, group, **more):
     }
 
 
+RATIO = {"value": 5.0, "low": 4.0, "high": 6.0}
+
+
 @pytest.fixture
 def results(tmp_path):
-    ratio = {"value": 5.0, "low": 4.0, "high": 6.0}
+    ratio = RATIO
     near = {"value": 3.3, "low": 3.0, "high": 3.6}
     times = {"median_ms": 900.0}
     rows = [
@@ -118,6 +122,55 @@ def test_what_was_measured_but_not_together_is_one_clear_line(results):
     result = invoke("claim", results, "--against", "VQVAE", "--against", "SwinUNETR", "--engine", "torch")
     assert result.exit_code == 1
     assert "VQVAE: not measured with" in result.stderr
+
+
+def test_a_claim_holds_of_nothing_that_was_not_measured(results):
+    for arguments, said in (
+        (("--of", "memory"), "memory (all): was not measured"),
+        (("--against", "VQVAE", "--of", "memory"), "memory (all): was not measured"),
+    ):
+        result = invoke("claim", results, *arguments)
+        assert result.exit_code == 1
+        assert result.stderr.startswith(f"Error: {said}")
+        assert "The claim" not in result.stdout
+    rows = {"environment": {}, "rows": [_row("UNet <16>", "ceiling", against={"compact": {"memory": RATIO}})]}
+    (results / "memory.json").write_text(json.dumps(rows))
+    both = ("--against", "VQVAE", "--against", "UNet <16>", "--of", "memory")
+    assert "memory (VQVAE): was not measured" in invoke("claim", results, *both).stderr
+    assert invoke("claim", results, "--against", "UNet <16>", "--of", "memory").exit_code == 0
+
+
+def test_a_problem_is_printed_as_it_is(results):
+    rows = json.loads((results / "latency.json").read_text())
+    rows["rows"][3] = rows["rows"][3] | {"problem": "cannot open [/opt/x/libfoo.so] [enforce fail]"}
+    del rows["rows"][3]["once_ms"]
+    (results / "latency.json").write_text(json.dumps(rows))
+    assert "[/opt/x/libfoo.so]" in invoke("claim", results).stdout
+
+
+@pytest.mark.parametrize("command", ["claim", "report", "performance"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda found: found.update(rows=None),
+        lambda found: found["rows"][1].pop("method"),
+        lambda found: found["rows"][1]["against"]["compact"]["net"].pop("low"),
+    ],
+)
+def test_a_result_with_something_missing_is_one_clear_line(results, tmp_path, command, damage):
+    found = json.loads((results / "latency.json").read_text())
+    damage(found)
+    (results / "latency.json").write_text(json.dumps(found))
+    written = ("-o", tmp_path / "page.md") if command != "claim" else ()
+    result = invoke(command, results, *written)
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit)
+    assert f"{results}: its results are incomplete, damaged or of another version" in result.stderr
+    assert not (tmp_path / "page.md").exists()
+
+
+def test_a_ratio_that_is_no_number_decides_nothing():
+    assert Ratio(float("nan"), float("nan"), float("nan")).verdict(3.3) == "undecided"
 
 
 def test_a_damaged_result_is_refused(results):

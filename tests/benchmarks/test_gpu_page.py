@@ -111,6 +111,18 @@ def test_files_of_one_model_are_read_as_one(tmp_path):
     assert {"torch", "pipeline_over_torch"} <= set(read_gpu_results(folder).models["compact"])
 
 
+def test_a_page_without_a_time_or_named_as_a_picture_is_refused_and_nothing_is_written(tmp_path):
+    environment = {"gpu": {"name": "a GPU", "driver": "1"}, "cpu": "a CPU", "cores": 2, "packages": {}}
+    found = {"environment": environment, "models": {"compact": {"onnxruntime_cuda": {"problem": "no GPU"}}}}
+    (tmp_path / "gpu-compact.json").write_text(json.dumps(found))
+    for output, said in (("page.md", "its results are incomplete"), ("page.png", "end the name in .md")):
+        result = CliRunner().invoke(app, ["gpu-page", str(tmp_path), "-o", str(tmp_path / output)])
+        assert result.exit_code == 1
+        assert isinstance(result.exception, SystemExit)
+        assert said in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["gpu-compact.json"]
+
+
 def test_folders_of_nothing_or_of_two_gpus_are_refused(tmp_path):
     assert "holds no gpu-*.json" in page(tmp_path, tmp_path / "page.md").stderr
     for name in ("one", "other"):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from trees import brats, plain
+from trees import brats, plain, table
 from typer.testing import CliRunner
 
 from ssn.cli import bench, export, train
@@ -12,6 +12,7 @@ from ssn.cli.ablate import QuestionName
 from ssn.train.arms import QUESTIONS
 from ssn.train.calibrate import load_calibration
 from ssn.train.checkpoint import load_checkpoint
+from ssn.train.datasets import open_split
 
 
 def run(app, *arguments):
@@ -90,6 +91,16 @@ def test_a_bundle_is_measured_as_the_checkpoint_that_it_was_made_of(model, bundl
     ours, theirs = (json.loads((tmp_path / "both.json").read_text())[name] for name in ("ssn", "checkpoint"))
     assert ours["summary"]["all"]["auprc"] == pytest.approx(theirs["summary"]["all"]["auprc"], abs=2e-3)
     assert ours["thresholds"]["healthy"] == theirs["thresholds"]["healthy"]
+
+
+def test_a_threshold_is_not_chosen_on_the_volumes_that_it_is_measured_on(model, patients, tmp_path):
+    (test,) = open_split(patients, "test", contrast="t1")
+    chosen = table(tmp_path, f"{test.image},{test.mask},validation")
+    options = ("--contrast", "t1", "--validation", chosen, "-o", tmp_path / "a.json")
+    result = run(train.app, "evaluate", model, patients, *options)
+    assert result.exit_code == 1
+    assert "keep it in one" in result.stderr
+    assert not (tmp_path / "a.json").exists()
 
 
 def test_a_threshold_has_one_origin(model, patients, tmp_path):

@@ -127,9 +127,15 @@ def test_a_calibration_survives_its_file(tiny_calibration):
         unpack_calibration(pack_calibration(replace(tiny_calibration, grey=grey[0])))
 
 
-def test_bytes_that_are_no_calibration_are_refused():
-    with pytest.raises(ValueError, match="not a calibration"):
-        unpack_calibration(b"PK not really")
+def test_bytes_that_are_no_calibration_are_refused(tiny_calibration):
+    whole = pack_calibration(tiny_calibration)
+    flipped = bytearray(whole)
+    flipped[len(whole) // 3] ^= 0xFF
+    for data in (b"PK not really", b"", whole[: len(whole) // 2], bytes(flipped)):
+        with pytest.raises(ValueError, match="not a calibration"):
+            unpack_calibration(data)
+    with pytest.raises(ValueError, match="impossible values"):
+        unpack_calibration(pack_calibration(replace(tiny_calibration, gain=float("nan"))))
 
 
 def test_weights_in_another_file_are_found_wherever_they_hide(tmp_path, tiny_bundle):

@@ -68,9 +68,9 @@ def other_shape(path):
     brain_file(path, (5.0, 6.0, 6.0))
 
 
-def fill(path):
+def fill(path, value=1.0):
     image = nib.load(path)
-    save(path, np.ones(image.shape), image.affine, dtype=np.uint8)
+    save(path, np.full(image.shape, value), image.affine, dtype=np.float32)
 
 
 def lost_affine(path):
@@ -105,6 +105,7 @@ BROKEN = {
     "a mask of another shape": (brats, lambda d: other_shape(seg(d, 2)), "00002_seg"),
     "a mask that lost its affine": (brats, lambda d: lost_affine(seg(d, 2)), "00002_seg"),
     "a mask without lesion": (brats, lambda d: mask(seg(d, 3), 0.0), "00003_seg"),
+    "a mask with NaN": (brats, lambda d: fill(seg(d, 3), np.nan), "00003_seg"),
     "a mask of the whole brain": (brats, lambda d: fill(seg(d, 3)), "00003_seg"),
     "no image at all": (br35h, lambda d: (d / "no/no1.jpg").write_text("hello"), "no1.jpg"),
     "an image in two splits": (br35h, lambda d: shutil.copy(d / "no/no1.jpg", d / "yes/y9.jpg"), "y9.jpg"),

@@ -100,11 +100,44 @@ def test_paths_without_a_data_set_are_told_what_was_expected(tmp_path):
 
 @pytest.mark.parametrize(
     ("row", "message"),
-    [("a.nii,,traning", "line 2: split is 'traning'"), (",,train", "line 2: has no image")],
+    [
+        ("a.nii,,traning", "line 2: split is 'traning'"),
+        (",,train", "line 2: has no image"),
+        ("a.nii,m.nii,test,all", "line 2: lesion is 'all', which is what tables call a group"),
+        ("a.nii,m.nii,test,stroke,nan", "line 2: volume_ml is 'nan'"),
+        ("a.nii,m.nii,test,stroke,-3", "line 2: volume_ml is '-3'"),
+        ("a.nii,m.nii,test,stroke,inf", "line 2: volume_ml is 'inf'"),
+    ],
 )
 def test_a_bad_row_is_named_by_its_line(tmp_path, row, message):
     with pytest.raises(DataError, match=message):
-        read_dataset(table(tmp_path, row))
+        read_dataset(table(tmp_path, row, columns="image,mask,split,lesion,volume_ml"))
+
+
+def test_a_table_with_a_column_twice_is_refused(tmp_path):
+    with pytest.raises(DataError, match="has two columns split"):
+        read_dataset(table(tmp_path, "a.nii,,train,test", columns="image,mask,split,split"))
+
+
+def test_files_beside_ixis_are_not_left_out_in_silence(tmp_path):
+    ixi(tmp_path)
+    volume(tmp_path / "other.nii.gz")
+    (problem,) = read_dataset(tmp_path).problems
+    assert "other.nii.gz: has no name of IXI's" in problem
+    assert "other.nii.gz" in splits(read_dataset(tmp_path, "folder"))
+
+
+def test_names_of_ixis_with_masks_beside_them_are_a_folder_of_patients(tmp_path):
+    name = "IXI002-Guys-0828-T1.nii.gz"
+    volume(tmp_path / "images" / name), volume(tmp_path / "masks" / name)
+    (case,) = read_dataset(tmp_path).cases
+    assert case.mask == tmp_path / "masks" / name
+
+
+def test_a_suffix_may_be_in_capitals(tmp_path):
+    volume(tmp_path / "a.nii.gz").rename(tmp_path / "A.NII.GZ")
+    (case,) = read_dataset(tmp_path).cases
+    assert (case.name, case.subject) == ("A.NII.GZ", "A")
 
 
 def test_a_contrast_must_be_chosen_where_there_are_several(tmp_path):

@@ -83,6 +83,11 @@ def test_a_step_in_pieces_is_the_step_in_one(folder, loss):
     assert moved > 1e-3, "the weights do move, so equality means something"
 
 
+def test_a_step_may_have_fewer_locations_than_pieces(folder):
+    options = replace(OPTIONS, loss="none", batch=2, epochs=1, share=0.001)
+    assert_close(one_process(folder, "few", options), one_process(folder, "few-in-pieces", options, accumulate=5))
+
+
 def test_two_processes_train_what_one_does(folder):
     """Two processes over gloo; takes a few seconds, for each imports torch."""
     with socket.socket() as free:

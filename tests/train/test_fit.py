@@ -1,15 +1,18 @@
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 from brains import brain_file
+from safetensors import SafetensorError
 
 from ssn.core.bundle import CALIBRATION_FILE
-from ssn.core.errors import DataError
+from ssn.core.errors import DataError, OutputError
 from ssn.export.onnx import TOLERANCE, export_graphs, measure_parity, random_batches
+from ssn.train import tensor_files
 from ssn.train.batches import epoch_batches
-from ssn.train.checkpoint import RECORD_FILE, load_checkpoint
+from ssn.train.checkpoint import OPTIMISER_FILE, RECORD_FILE, WEIGHTS_FILE, load_checkpoint
 from ssn.train.encoder import EncoderConfig
 from ssn.train.features import FeatureReader, VolumeFeatures, measure_whitening
 from ssn.train.fit import fit
@@ -150,3 +153,40 @@ def test_more_training_ends_a_calibration(tmp_path, scans, cache):
     assert (tmp_path / CALIBRATION_FILE).exists(), "nothing was trained"
     fit(TINY, scans, tmp_path, replace(options, epochs=2), cache=cache, weights="none", resume=True)
     assert not (tmp_path / CALIBRATION_FILE).exists()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SafetensorError("I/O error: No space left on device")])
+def test_a_checkpoint_that_could_not_be_written_whole_stays_the_one_before(tmp_path, scans, cache, monkeypatch, error):
+    part, save = replace(OPTIONS, epochs=1), tensor_files.save_file
+
+    def cut_off(tensors, path, metadata):
+        if path.name.endswith(OPTIMISER_FILE):
+            raise error
+        save(tensors, path, metadata)
+
+    fit(TINY, scans, tmp_path, part, cache=cache, weights="none")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with monkeypatch.context() as patched, pytest.raises((KeyboardInterrupt, OutputError)):
+        patched.setattr(tensor_files, "save_file", cut_off)
+        fit(TINY, scans, tmp_path, OPTIONS, cache=cache, weights="none", resume=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_checkpoint_of_several_steps_is_not_gone_on_with(tmp_path, scans, cache):
+    for name, epochs in (("one", 1), ("two", 2)):
+        fit(TINY, scans, tmp_path / name, replace(OPTIONS, epochs=epochs), cache=cache, weights="none")
+
+    def resume(change):
+        shutil.rmtree(tmp_path / "copy", ignore_errors=True)
+        change(shutil.copytree(tmp_path / "one", tmp_path / "copy"))
+        fit(TINY, scans, tmp_path / "copy", OPTIONS, cache=cache, weights="none", resume=True)
+
+    for file in (WEIGHTS_FILE, OPTIMISER_FILE):
+        with pytest.raises(DataError, match=rf"{file}: is from epoch 2 and the record beside it from epoch 1"):
+            resume(lambda folder, file=file: shutil.copy(tmp_path / "two" / file, folder / file))
+    with pytest.raises(DataError, match=rf"{OPTIMISER_FILE}: cannot be read"):
+        resume(lambda folder: (folder / OPTIMISER_FILE).unlink())
+    with pytest.raises(DataError, match=rf"{OPTIMISER_FILE}: cannot be read"):
+        resume(lambda folder: (folder / OPTIMISER_FILE).write_bytes(b"no tensors"))
+    with pytest.raises(DataError, match="has been trained for 2 epochs, more than the 1 asked for"):
+        fit(TINY, scans, tmp_path / "two", replace(OPTIONS, epochs=1), cache=cache, weights="none", resume=True)
