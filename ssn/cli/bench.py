@@ -174,10 +174,8 @@ def gpu_page(
             check_file(file, overwrite=force)
         with reading_results(results):
             found = read_gpu_results(results)
-            text, picture = (
-                page(found, name=output.name, ratio=ratio),
-                bars_png(chart_rows(found), "ms", "ms a volume, on the device"),
-            )
+            text = page(found, name=output.name, ratio=ratio)
+            picture = bars_png(chart_rows(found), "ms", "ms a volume, on the device")
         with atomic_together(overwrite=force) as held:
             write_text_atomic(output, text, overwrite=force, held=held)
             with atomic_path(chart, overwrite=force, held=held) as temporary:

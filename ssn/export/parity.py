@@ -24,6 +24,7 @@ from ssn.core.slices import SliceStack
 from ssn.core.volume import Volume, read_volume
 from ssn.runtime.backend import DEFAULT_BATCH, Backend, StageTimes, run_batches
 from ssn.runtime.result import world_position
+from ssn.train.masks import unusable_mask
 
 # Places (L,) of a stack and their log-likelihood per dimension (L,).
 Method = Callable[[SliceStack], tuple[NDArray[np.int64], NDArray[np.float32]]]
@@ -138,11 +139,8 @@ def prepare(bundle: Bundle, path: Path, mask: Path | None = None) -> Sample:
             raise DataError(f"{mask}: has shape {lesion.shape} and {path} has {volume.data.shape}; give its own mask")
         if not _lie_together(marked, volume):
             raise DataError(f"{mask}: lies elsewhere than {path} (affines differ); give its own mask")
-        inside = lesion[stack.brain]
-        if not inside.any():
-            raise DataError(f"{mask}: holds no lesion inside the brain of {path}; leave out the mask")
-        if inside.all():
-            raise DataError(f"{mask}: leaves no healthy voxel in the brain of {path}; mark the lesion, not the brain")
+        if wrong := unusable_mask(mask, lesion[stack.brain]):
+            raise DataError(wrong)
     return Sample(path.name, volume.sha256, stack, volume.voxel_ml, lesion)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -53,8 +54,14 @@ def case_contents(cases: Iterable[Case]) -> list[list[Any]]:
 
 
 # What a summary says of groups of volumes, beside each kind of lesion: no kind may have such a name.
-SIZE_GROUPS = ("1 ml and more", "4 ml and more", "below 4 ml", "4 to 15 ml", "15 ml and more")
-RESERVED_KINDS = ("all", "healthy", "volume_auroc", *SIZE_GROUPS)
+LESION_SIZES = {  # ml: from, and less than
+    "1 ml and more": (1, inf),
+    "4 ml and more": (4, inf),
+    "below 4 ml": (-inf, 4),
+    "4 to 15 ml": (4, 15),
+    "15 ml and more": (15, inf),
+}
+RESERVED_KINDS = ("all", "healthy", "volume_auroc", *LESION_SIZES)
 
 
 @dataclass(frozen=True)

@@ -66,12 +66,12 @@ def save_checkpoint(folder: Path, detector: Detector, optimiser: dict[str, Tenso
     record = {"config": detector.config.to_dict(), **detector.record}
     with atomic_together(overwrite=True) as held:
         for name, content in files.items():
-            save_tensors(folder / name, content, of=_step(record), held=held)
+            save_tensors(folder / name, content, of=training_step(record), held=held)
         write_text_atomic(folder / RECORD_FILE, json.dumps(record, indent=1) + "\n", overwrite=True, held=held)
         (folder / CALIBRATION_FILE).unlink(missing_ok=True)
 
 
-def _step(record: Mapping[str, Any]) -> str:
+def training_step(record: Mapping[str, Any]) -> str:
     """Where training stood, in words."""
     epochs, rounds = (len(record.get(name, ())) for name in ("history", "tuning"))
     return f"epoch {epochs}" + (f", round {rounds}" if rounds else "")
@@ -90,7 +90,7 @@ def load_checkpoint(folder: Path) -> Detector:
         config = ModelConfig.from_dict(record.pop("config"))
         network = FeatureNetwork(config, weights="none")
         detector = build_detector(config, network, record["seed"])
-        refuse_other_step(folder / WEIGHTS_FILE, _step(record))
+        refuse_other_step(folder / WEIGHTS_FILE, training_step(record))
         state = load_file(folder / WEIGHTS_FILE)
         for prefix, module in (("network.", network), ("flow.", detector.flow)):
             module.load_state_dict(
@@ -125,7 +125,7 @@ def restore_optimiser(optimiser: torch.optim.Optimizer, folder: Path, record: Ma
     path = folder / OPTIMISER_FILE
     slots: dict[int, dict[str, Tensor]] = {}
     try:
-        refuse_other_step(path, _step(record))
+        refuse_other_step(path, training_step(record))
         for key, tensor in load_file(path).items():
             index, name = key.split(".", 1)
             slots.setdefault(int(index), {})[name] = tensor

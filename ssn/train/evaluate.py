@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +21,7 @@ from ssn.core.errors import DataError
 from ssn.core.scoring import Calibration, anomaly_map, volume_score
 from ssn.core.slices import SliceStack
 from ssn.core.volume import Volume, read_volume
-from ssn.train.cases import SIZE_GROUPS, Case
+from ssn.train.cases import LESION_SIZES, Case
 from ssn.train.checkpoint import Detector
 from ssn.train.features import FeatureReader, stack_for
 from ssn.train.masks import read_mask, unusable_mask
@@ -44,7 +43,6 @@ class ScoredVolume:
 
 
 Method = Callable[[Path], ScoredVolume]
-SIZES = dict(zip(SIZE_GROUPS, ((1, inf), (4, inf), (-inf, 4), (4, 15), (15, inf)), strict=True))  # ml
 METRICS = ("auroc", "auprc", "dice", "pro", "slice_auroc", "slice_auprc")
 
 
@@ -203,7 +201,10 @@ def summarise(
     healthy = [row for row in rows if not row.lesion]
     groups = {
         "all": lesioned,
-        **{name: [row for row in lesioned if least <= row.volume_ml < most] for name, (least, most) in SIZES.items()},
+        **{
+            name: [row for row in lesioned if least <= row.volume_ml < most]
+            for name, (least, most) in LESION_SIZES.items()
+        },
     }
     groups |= {kind: [row for row in lesioned if row.lesion == kind] for kind in sorted({r.lesion for r in lesioned})}
     summary: dict[str, Any] = {

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ssn.core.atomic import atomic_together, write_text_atomic
 from ssn.core.errors import DataError
-from ssn.train.checkpoint import OPTIMISER_FILE, optimiser_tensors, restore_optimiser
+from ssn.train.checkpoint import OPTIMISER_FILE, optimiser_tensors, restore_optimiser, training_step
 from ssn.train.distributed import ONE_PROCESS, Ranks
 from ssn.train.edc import EncoderDecoder, contrast_loss
 from ssn.train.encoder import EncoderConfig, EncoderWeights, weights_identity
@@ -220,13 +220,8 @@ def _save(folder: Path, network: EncoderDecoder, optimiser: torch.optim.Optimize
     with atomic_together(overwrite=True) as held:
         for name, tensors in files.items():
             # `--encoder-weights` takes the encoder, and tells it by its bytes.
-            save_tensors(folder / name, tensors, of=None if name == ENCODER_FILE else _step(record), held=held)
+            save_tensors(folder / name, tensors, of=None if name == ENCODER_FILE else training_step(record), held=held)
         write_text_atomic(folder / RECORD_FILE, json.dumps(record, indent=1) + "\n", overwrite=True, held=held)
-
-
-def _step(record: dict[str, Any]) -> str:
-    """Where training stood, in words, as `restore_optimiser` counts."""
-    return f"epoch {len(record['history'])}"
 
 
 def _restore(
@@ -239,8 +234,9 @@ def _restore(
                            ("weights", "other --encoder-weights"), ("slices", "other slices")):  # fmt: skip
             if record[name] != same[name]:
                 raise DataError(f"{folder}: was fine-tuned with {what}; resume with the same")
-        _ = [Point(**point) for point in record["history"]]
-        refuse_other_step(folder / NETWORK_FILE, _step(record))
+        for point in record["history"]:
+            Point(**point)  # a TypeError here, and not after hours
+        refuse_other_step(folder / NETWORK_FILE, training_step(record))
         network.load_state_dict(load_file(folder / NETWORK_FILE))
         restore_optimiser(optimiser, folder, record)
     except OSError as error:
