@@ -114,15 +114,14 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {f"{index}.{name}": torch.as_tensor(value) for index, slot in state.items() for name, value in slot.items()}
 
 
-def restore_optimiser(optimiser: torch.optim.Optimizer, folder: Path, record: Mapping[str, Any]) -> None:
-    """Put back what `optimiser_tensors` saved beside a record.
+def restore_optimiser(optimiser: torch.optim.Optimizer, path: Path, record: Mapping[str, Any]) -> None:
+    """Put back what `optimiser_tensors` made and a file beside a record keeps.
 
     Raises
     ------
     DataError
         If it is missing, damaged, or of another network or step: training would go on as another.
     """
-    path = folder / OPTIMISER_FILE
     slots: dict[int, dict[str, Tensor]] = {}
     try:
         refuse_other_step(path, training_step(record))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ssn.core.atomic import atomic_together, write_text_atomic
 from ssn.core.errors import DataError
-from ssn.train.checkpoint import OPTIMISER_FILE, optimiser_tensors, restore_optimiser, training_step
+from ssn.train.checkpoint import optimiser_tensors, restore_optimiser, training_step
 from ssn.train.distributed import ONE_PROCESS, Ranks
 from ssn.train.edc import EncoderDecoder, contrast_loss
 from ssn.train.encoder import EncoderConfig, EncoderWeights, weights_identity
@@ -25,6 +25,7 @@ from ssn.train.slice_images import SliceImages
 from ssn.train.tensor_files import refuse_other_step, save_tensors
 
 ENCODER_FILE, NETWORK_FILE, RECORD_FILE = "encoder.safetensors", "finetune.safetensors", "finetune.json"
+OPTIMISER_FILE = "finetune-optimiser.safetensors"
 
 
 @dataclass(frozen=True)
@@ -238,7 +239,7 @@ def _restore(
             Point(**point)  # a TypeError here, and not after hours
         refuse_other_step(folder / NETWORK_FILE, training_step(record))
         network.load_state_dict(load_file(folder / NETWORK_FILE))
-        restore_optimiser(optimiser, folder, record)
+        restore_optimiser(optimiser, folder / OPTIMISER_FILE, record)
     except OSError as error:
         reason = f"{error.filename}: {error.strerror}" if error.filename else error  # safetensors' own has no name
         raise DataError(f"{folder}: holds nothing to resume ({reason})") from error

@@ -14,6 +14,7 @@ from ssn.core.hashed_files import file_sha256
 from ssn.core.outputs import check_folder
 from ssn.train.batches import Altered, Pool, epoch_batches
 from ssn.train.checkpoint import (
+    OPTIMISER_FILE,
     Detector,
     build_detector,
     load_checkpoint,
@@ -233,7 +234,7 @@ def _train_flow(
     optimiser = torch.optim.Adam(parameters, lr=options.learning_rate)
     history: list[dict[str, float]] = detector.record["history"]
     if history:
-        restore_optimiser(optimiser, folder, detector.record)
+        restore_optimiser(optimiser, folder / OPTIMISER_FILE, detector.record)
     for epoch in range(len(history), options.epochs):
         for group in optimiser.param_groups:
             group["lr"] = options.learning_rate * options.decay ** (epoch // options.decay_epochs)

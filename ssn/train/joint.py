@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ssn.core.slices import SliceStack
 from ssn.core.volume import read_volume
-from ssn.train.checkpoint import Detector, optimiser_tensors, restore_optimiser, save_checkpoint
+from ssn.train.checkpoint import OPTIMISER_FILE, Detector, optimiser_tensors, restore_optimiser, save_checkpoint
 from ssn.train.distributed import Ranks
 from ssn.train.features import stack_for
 from ssn.train.losses import PUSHING_LOSSES
@@ -144,7 +144,7 @@ def tune_together(
     ]
     optimiser = torch.optim.Adam(groups)
     if rounds:
-        restore_optimiser(optimiser, folder, detector.record)
+        restore_optimiser(optimiser, folder / OPTIMISER_FILE, detector.record)
     flow.train()
     try:
         for index in range(len(rounds), options.tune_encoder):

@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ssn import __version__
 from ssn.core.geometry import PAPER_GRID, GridConfig, ThickSlice
 from ssn.core.intensity import Normalisation
 from ssn.train.aggregation import SlicePool, aggregate
@@ -155,21 +156,11 @@ class FeatureNetwork(nn.Module):
         return (features - self.feature_mean) @ self.whitening.T if self.config.whiten else features
 
     def fingerprint(self) -> str:
-        """SHA-256 of what the unwhitened features depend on: configuration and encoder weights."""
+        """SHA-256 of what the unwhitened features depend on: release, configuration and encoder weights."""
         config = self.config
-        digest = hashlib.sha256(
-            repr(
-                (
-                    config.encoder,
-                    config.grid,
-                    config.normalisation,
-                    config.width,
-                    config.pool,
-                    config.occupancy,
-                    *(["brain only"] if config.brain_only else []),  # else as it was before there was a choice
-                )
-            ).encode()
-        )
+        decides = (config.grid, config.normalisation, config.width, config.pool, config.occupancy, config.brain_only)
+        # Another release may cut slices in another way.
+        digest = hashlib.sha256(repr((__version__, config.encoder, *decides)).encode())
         for name, tensor in sorted(self.encoder.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ssn.benchmarks.accuracy.measured import MethodAccuracy, Thresholds
 from ssn.core.atomic import atomic_path
+from ssn.core.pose import find_brain
 from ssn.core.volume import read_volume
 from ssn.train.cases import Case
 from ssn.train.masks import read_mask
@@ -30,11 +31,12 @@ _DASHES = ("-", "--", ":")
 
 @dataclass(frozen=True)
 class Shown:
-    """A slice of the montage: axial index, image and mask (X, Y), edges of its voxels in mm (x, y)."""
+    """A slice of the montage: axial index, image, brain and mask (X, Y), edges of its voxels in mm (x, y)."""
 
     case: Case
     index: int
     image: NDArray[np.float32]
+    brain: NDArray[np.bool_]
     mask: NDArray[np.bool_]
     zooms: tuple[float, float]
 
@@ -61,7 +63,8 @@ def _slice_of(case: Case) -> Shown:
     volume = read_volume(case.image)
     mask = read_mask(case.mask, volume.data.shape)
     index = int(mask.sum((0, 1)).argmax())
-    return Shown(case, index, volume.data[:, :, index].copy(), mask[:, :, index], volume.zooms[:2])
+    image, brain = volume.data[:, :, index].copy(), find_brain(volume)[:, :, index].copy()
+    return Shown(case, index, image, brain, mask[:, :, index], volume.zooms[:2])
 
 
 def _upright(plane: NDArray[Any], box: tuple[slice, slice]) -> NDArray[Any]:
@@ -69,10 +72,10 @@ def _upright(plane: NDArray[Any], box: tuple[slice, slice]) -> NDArray[Any]:
 
 
 def _box(shown: Shown) -> tuple[slice, slice]:
-    brain = shown.image > shown.image.min()
+    seen = shown.brain | shown.mask
     parts = []
     for axis in (0, 1):
-        inside = np.flatnonzero(brain.any(1 - axis))
+        inside = np.flatnonzero(seen.any(1 - axis))
         parts.append(slice(max(int(inside[0]) - _BOX_MARGIN, 0), int(inside[-1]) + 1 + _BOX_MARGIN))
     return parts[0], parts[1]
 
@@ -101,13 +104,14 @@ def draw_montage(shown: Sequence[Shown], methods: Mapping[str, MethodAccuracy]) 
         aspect = item.zooms[1] / item.zooms[0]
         mask = _upright(item.mask, box)
         image = _upright(item.image, box)
-        brain = image > item.image.min()
+        brain = _upright(item.brain, box)
         for column, name in enumerate((None, *methods)):
             axis = grid[row, column]
             axis.set_axis_off()
             if name is None:
-                axis.imshow(image, cmap="gray", vmax=np.percentile(image[brain], 99.5), aspect=aspect)
-                axis.text(-0.04, 0.5, item.case.lesion, color="white", fontsize=9, transform=axis.transAxes,
+                brightest = np.percentile(item.image[item.brain | item.mask], 99.5)
+                axis.imshow(image, cmap="gray", vmax=brightest, aspect=aspect)
+                axis.text(-0.04, 0.5, wrap(item.case.lesion), color="white", fontsize=9, transform=axis.transAxes,
                           ha="right", va="center", rotation=90)  # fmt: skip
             else:
                 plane = _relative(_upright(methods[name].slices[item.case.name], box), methods[name].thresholds)
@@ -125,8 +129,8 @@ def draw_montage(shown: Sequence[Shown], methods: Mapping[str, MethodAccuracy]) 
 
 
 def wrap(name: str) -> str:
-    """Break a long name into lines of about a column's width."""
-    return textwrap.fill(name, 20)
+    """Break a long name into lines of about a column's width; a dollar sign in it starts no formula."""
+    return textwrap.fill(name, 20).replace("$", r"\$")
 
 
 def draw_curves(methods: Mapping[str, MethodAccuracy]) -> Figure:
