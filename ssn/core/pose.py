@@ -6,6 +6,8 @@ This is the one place that decides pose. A full registration would be another fu
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,9 +21,12 @@ from ssn.core.volume import Volume, background
 STANDARD_WIDTH = 146.0
 STANDARD_LENGTH = 182.0
 STANDARD_TOP = 174.0
-_SCALE_LIMITS = (0.8, 1.25)
+_STANDARD = (STANDARD_WIDTH, STANDARD_LENGTH)
+SCALE_LIMITS = (0.8, 1.25)
 _BRAIN_ML = (250.0, 2500.0)
 _LEAST_AREA = 50.0  # mm^2 of brain in a plane for the plane to count as brain: stray voxels don't move the box
+_FULL_END = 900.0  # mm^2 of brain in a volume's last plane, a mm of its thickness: a round end has less, a cut one more
+_APART = 0.02  # of the brain: planes with less, and none between them and the rest, are something else
 _PAPER_SLICES = (24, 120, 182)  # first, stop, of how many (METHOD.md, parity mode)
 
 
@@ -33,16 +38,16 @@ def find_brain(volume: Volume) -> NDArray[np.bool_]:
     Raises
     ------
     VolumeError
-        If there is no uniform background (not skull-stripped), or too little or too much brain, or the same value in
-        all of it, or if the brain's proportions say that the header's orientation is wrong.
+        If there is no uniform background (not skull-stripped), or too little or too much brain, or if the
+        brain's proportions say that the header's orientation is wrong.
     """
     value, share = background(volume.data)
     brain = volume.data != np.float32(value)
     voxels = np.count_nonzero(brain)
     if share < 0.3 or voxels > 0.85 * brain.size:
         raise VolumeError(
-            f"{printable(volume.path)}: has no uniform background, so it is not skull-stripped; "
-            "extract the brain first (for example with HD-BET or SynthStrip)"
+            f"{printable(volume.path)}: has no uniform background, so it is not skull-stripped, or was "
+            "interpolated after that; extract the brain (for example with HD-BET or SynthStrip) as the last step"
         )
     millilitres = float(voxels * volume.voxel_ml)
     if not _BRAIN_ML[0] <= millilitres <= _BRAIN_ML[1]:
@@ -51,15 +56,9 @@ def find_brain(volume: Volume) -> NDArray[np.bool_]:
             f"{_BRAIN_ML[0]:.0f} to {_BRAIN_ML[1]:.0f} ml. Check that it is a whole, skull-stripped brain, "
             "and its voxel size"
         )
-    first = volume.data.ravel()[brain.argmax()]
-    if np.count_nonzero(volume.data == first) == voxels:
-        raise VolumeError(
-            f"{printable(volume.path)}: has one value in the whole brain, so it is a mask, not an image; give the image"
-        )
-    (left, right), (back, front), _ = _extents(brain, volume.zooms)
-    width, length = (right - left) * volume.zooms[0], (front - back) * volume.zooms[1]
-    cut = back == 0 or front == brain.shape[1]
-    if width > 1.1 * length and not cut:
+    across, along, _ = brain_sides(brain, volume.zooms)
+    width, length = (across.high - across.low) * volume.zooms[0], along.span(volume.zooms[1])
+    if length is not None and width > 1.1 * length:
         raise VolumeError(
             f"{printable(volume.path)}: the brain is {width:.0f} mm from left to right and {length:.0f} mm from back "
             "to front, so the header's orientation is wrong, or the head is turned by some 40 degrees; correct it (for "
@@ -68,49 +67,88 @@ def find_brain(volume: Volume) -> NDArray[np.bool_]:
     return brain
 
 
-def _extents(brain: NDArray[np.bool_], zooms: tuple[float, float, float]) -> list[tuple[int, int]]:
-    """First and one-past-last index along each axis with enough brain in its plane."""
-    extents = []
-    for counts, zoom in zip(plane_counts(brain), zooms, strict=True):
-        inside = np.flatnonzero(counts * (np.prod(zooms) / zoom) >= _LEAST_AREA)
-        extents.append((int(inside[0]), int(inside[-1]) + 1) if inside.size else (0, counts.size))
-    return extents
+@dataclass(frozen=True)
+class Side:
+    """Where a brain begins and ends along an axis.
+
+    Attributes
+    ----------
+    low, high : first voxel, and one past the last
+    low_cut, high_cut : the field of view ends there, and the brain would go on
+    apart : voxels of the brain in planes beyond, which others without brain part from it
+    """
+
+    low: int
+    high: int
+    low_cut: bool
+    high_cut: bool
+    apart: int
+
+    def span(self, zoom: float) -> float | None:
+        """Length in mm; None where an end is cut off."""
+        return None if self.low_cut or self.high_cut else (self.high - self.low) * zoom
+
+
+def brain_sides(brain: NDArray[np.bool_], zooms: tuple[float, float, float]) -> tuple[Side, Side, Side]:
+    """Find the ends of a brain (X, Y, Z) along each axis; what lies apart and is little doesn't move them."""
+    voxel = float(np.prod(zooms))
+    x, y, z = (_side(counts, voxel / zoom, zoom) for counts, zoom in zip(plane_counts(brain), zooms, strict=True))
+    return x, y, z
+
+
+def _side(counts: NDArray[np.uint32], area: float, zoom: float) -> Side:
+    """Of a plane's brain voxels, each of so many mm^2."""
+    inside = np.flatnonzero(counts * area >= _LEAST_AREA)
+    if not inside.size:
+        return Side(0, counts.size, False, False, 0)
+    runs = np.split(inside, np.flatnonzero(np.diff(inside) > 1) + 1)
+    held = np.array([int(counts[run].sum()) for run in runs])
+    large = np.flatnonzero(held >= _APART * held.sum())
+    kept = slice(large[0], large[-1] + 1)
+    low, high = int(runs[large[0]][0]), int(runs[large[-1]][-1]) + 1
+    full = counts * area > _FULL_END * zoom
+    apart = int(held.sum() - held[kept].sum())
+    return Side(low, high, low == 0 and bool(full[0]), high == counts.size and bool(full[-1]), apart)
+
+
+def find_scale(zooms: tuple[float, float, float], sides: tuple[Side, Side, Side]) -> tuple[float, float, float]:
+    """Divide the standard sizes by this brain's, by axis, before any limit.
+
+    The axial scale is the mean of the other two, because where a skull stripper or the field of view ends the brainstem
+    says nothing about size; that of an axis of which an end is cut off is the other's.
+    """
+    spans = [side.span(zoom) for side, zoom in zip(sides, zooms, strict=True)][:2]
+    own = [standard / span if span else None for standard, span in zip(_STANDARD, spans, strict=True)]
+    known = [scale for scale in own if scale is not None]
+    common = float(np.exp(np.mean(np.log(known)))) if known else 1.0
+    x, y = (common if scale is None else scale for scale in own)
+    return x, y, common
 
 
 def place(volume: Volume, brain: NDArray[np.bool_], grid: GridConfig) -> Placement:
     """Place a volume in the canonical grid.
 
     In the standard pose the brain's box has its middle in the middle of the plane, a standard width and
-    length, and its top at a standard height; the axial scale is the mean of the other two, because where a
-    skull stripper or the field of view ends the brainstem says nothing about size. An end of the box that
-    lies on the volume's own border is cut off and is not used.
+    length, and its top at a standard height. An end that the field of view cuts off is not used, but for the top, which
+    has no other to take its place (`ssn.core.brain_doubts` says so).
     """
     if grid.paper:
         return _paper_placement(volume, grid)
-    boxes = _extents(brain, volume.zooms)
-    scales: list[float | None] = []
-    for axis, standard in ((0, STANDARD_WIDTH), (1, STANDARD_LENGTH)):
-        low, high = boxes[axis]
-        cut = low == 0 or high == brain.shape[axis]
-        scales.append(None if cut else standard / ((high - low) * volume.zooms[axis]))
-    known = [scale for scale in scales if scale is not None]
-    common = float(np.clip(np.exp(np.mean(np.log(known))), *_SCALE_LIMITS)) if known else 1.0
+    sides = brain_sides(brain, volume.zooms)
+    scales = np.clip(find_scale(volume.zooms, sides), *SCALE_LIMITS)
+    middle = (grid.plane - 1) / 2
     axes = []
-    for axis, standard in ((0, STANDARD_WIDTH), (1, STANDARD_LENGTH)):
-        low, high = boxes[axis]
-        own = scales[axis]
-        scale = (common if own is None else float(np.clip(own, *_SCALE_LIMITS))) * volume.zooms[axis]
-        middle = (grid.plane - 1) / 2
-        low_cut, high_cut = low == 0, high == brain.shape[axis]
-        if low_cut and not high_cut:
-            offset = middle + standard / 2 - (high - 0.5) * scale
-        elif high_cut and not low_cut:
-            offset = middle - standard / 2 - (low - 0.5) * scale
+    for side, zoom, limited, standard, size in zip(sides, volume.zooms, scales, _STANDARD, brain.shape, strict=False):
+        scale = float(limited) * zoom
+        if side.low_cut and not side.high_cut:
+            offset = middle + standard / 2 - (side.high - 0.5) * scale
+        elif side.high_cut and not side.low_cut:
+            offset = middle - standard / 2 - (side.low - 0.5) * scale
         else:
-            offset = middle - (low + high - 1) / 2 * scale
-        axes.append(AxisMap(brain.shape[axis], scale, offset))
-    scale = common * volume.zooms[2]
-    offset = STANDARD_TOP - (boxes[2][1] - 0.5) * scale
+            offset = middle - (side.low + side.high - 1) / 2 * scale
+        axes.append(AxisMap(size, scale, offset))
+    scale = float(scales[2]) * volume.zooms[2]
+    offset = STANDARD_TOP - (sides[2].high - 0.5) * scale
     return Placement(grid, (axes[0], axes[1], AxisMap(brain.shape[2], scale, offset)))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ssn.core.atomic import printable
+from ssn.core.brain_doubts import brain_doubts
 from ssn.core.bundle import Bundle
 from ssn.core.errors import VolumeError
 from ssn.core.likeness import compare, grey_blocks
@@ -50,6 +51,7 @@ def infer_volume(
     spec, calibration = bundle.spec, bundle.calibration
     stack = spec.cut(volume)
     likeness = None if calibration.grey is None else compare(grey_blocks(stack), calibration.grey)
+    doubts = brain_doubts(volume, stack)
     times.add("prepare", time.perf_counter() - start)
     places, values = run_batches(backend, stack, spec.occupancy, batch, times, progress)
     start = time.perf_counter()
@@ -75,6 +77,5 @@ def infer_volume(
         slice_scores=np.where(np.isfinite(slices), slices, np.nan).astype(np.float32),
         times=times,
         likeness=likeness,
-        # The published window leaves out half of every brain, as its users know.
-        unseen_ml=0.0 if spec.grid.paper else stack.unseen * volume.voxel_ml,
+        brain_doubts=doubts,
     )

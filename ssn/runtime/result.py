@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,6 @@ from ssn.core.volume import Volume
 from ssn.runtime.backend import Backend, StageTimes
 
 _SAME_LENGTH = 1.5  # voxels of 3 mm where 1 mm is known: twice as much of a healthy brain is above the threshold
-_FEW_ML = 1.0  # outside of the grid: worth no word
 _FINE = 1.0  # mm; what is finer is averaged to about this before it is seen
 
 
@@ -40,7 +40,7 @@ class Result:
     slice_scores : (Z,) float32, the map's maximum in each axial slice; NaN in a slice without brain
     times : seconds a stage
     likeness : to healthy volumes; None where the bundle does not know what they look like
-    unseen_ml : of the brain, outside of the canonical grid
+    brain_doubts : about the brain and where it was placed (`ssn.core.brain_doubts`)
     """
 
     volume: Volume
@@ -54,7 +54,7 @@ class Result:
     slice_scores: NDArray[np.float32]
     times: StageTimes
     likeness: Likeness | None = None
-    unseen_ml: float = 0.0
+    brain_doubts: Sequence[str] = ()
 
     @property
     def above_ml(self) -> float:
@@ -82,7 +82,7 @@ def as_record(result: Result, bundle: Bundle, backend: Backend) -> dict[str, Any
                 *_contrast_doubts(volume.path.name, bundle.spec.modality),
                 *voxel_doubts(max(volume.zooms), bundle.calibration.voxel_mm),
                 *(likeness.doubts(f"the healthy {bundle.spec.modality} volumes") if likeness else ()),
-                *_unseen_doubts(result.unseen_ml),
+                *result.brain_doubts,
             ],
             "likeness": None if likeness is None or likeness.value is None else round(likeness.value, 4),
         },
@@ -123,15 +123,6 @@ def voxel_doubts(longest: float, healthy: float | None) -> list[str]:
     return [
         f"its voxels are {longest:.3g} mm long, those of the healthy volumes that it is compared with {healthy:.3g} "
         "mm; calibrate on healthy volumes like it (ssn-export calibrate), or do not trust threshold and p-value"
-    ]
-
-
-def _unseen_doubts(millilitres: float) -> list[str]:
-    if millilitres < _FEW_ML:
-        return []
-    return [
-        f"{millilitres:.0f} ml of it lie outside of what the model looks at, and get no score; check that it is the "
-        "brain alone, without the neck"
     ]
 
 

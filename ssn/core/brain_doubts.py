@@ -1,0 +1,96 @@
+"""What makes a brain's place in the grid, or its edge, doubtful: not enough to refuse it, and no map shows it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ssn.core.pose import SCALE_LIMITS, Side, brain_sides, find_scale
+from ssn.core.slices import SliceStack
+from ssn.core.volume import Volume, background
+
+_FEW_ML = 1.0  # outside of the grid: worth no word
+_FAINT = 0.03  # of the brain's range of values: all but the background
+_HOLES = 0.005  # of the brain; folds alone make a tenth of that
+_RIM = 2  # voxels of nothing but faint ones at an end: linear interpolation leaves one
+
+
+def brain_doubts(volume: Volume, stack: SliceStack) -> list[str]:
+    """Say what is doubtful about a volume's brain and where it was placed."""
+    sides = brain_sides(stack.brain, volume.zooms)
+    found = _rim_doubts(volume, stack, sides) + _hole_doubts(stack)
+    if stack.placement.grid.paper:  # a voxel is a millimetre to it, and it leaves out half of every brain
+        return found + _paper_doubts(volume.zooms)
+    return found + _pose_doubts(volume, sides) + _unseen_doubts(stack.unseen * volume.voxel_ml)
+
+
+def _rim_doubts(volume: Volume, stack: SliceStack, sides: tuple[Side, Side, Side]) -> list[str]:
+    """Interpolation after skull stripping makes waves around the brain, and all that isn't background is brain."""
+    data, brain = volume.data[stack.box], stack.brain[stack.box]
+    nothing, _ = background(volume.data)
+    away = np.abs(data - np.float32(nothing))
+    solid = np.zeros_like(stack.brain)
+    solid[stack.box] = brain & (away > _FAINT * np.percentile(away[brain][::8], 99))
+    inner = brain_sides(solid, volume.zooms)
+    faint = max(
+        end for own, all_ in zip(inner, sides, strict=True) for end in (own.low - all_.low, all_.high - own.high)
+    )
+    if faint < _RIM:
+        return []
+    return [
+        f"it ends in {faint} voxels of values that are all but the background's, as interpolation after skull "
+        "stripping leaves them, and they count as brain; set them to the background's value, or interpolate linearly"
+    ]
+
+
+def _hole_doubts(stack: SliceStack) -> list[str]:
+    """Brain with the background's value is none: of every other voxel, those with brain on all six sides."""
+    brain = np.ascontiguousarray(stack.brain[stack.box][::2, ::2, ::2])
+    enclosed = ~brain
+    for axis in range(3):
+        enclosed &= np.logical_or.accumulate(brain, axis)
+        enclosed &= np.flip(np.logical_or.accumulate(np.flip(brain, axis), axis), axis)
+    share = int(np.count_nonzero(enclosed)) / (int(np.count_nonzero(brain)) or 1)
+    if share < _HOLES:
+        return []
+    return [
+        f"{share:.1%} of what is inside of it have the background's value, and count as background; give the "
+        "background a value that no tissue has"
+    ]
+
+
+def _pose_doubts(volume: Volume, sides: tuple[Side, Side, Side]) -> list[str]:
+    found = []
+    if sides[2].high_cut:
+        found.append(
+            "the top of the head is cut off, so its height is guessed, and each place is compared with one further up; "
+            "do not trust the map"
+        )
+    scales = find_scale(volume.zooms, sides)
+    if any(not SCALE_LIMITS[0] <= scale <= SCALE_LIMITS[1] for scale in scales):
+        size = " x ".join(
+            f"{(side.high - side.low) * zoom:.0f}" for side, zoom in zip(sides, volume.zooms, strict=True)
+        )
+        found.append(
+            f"its brain measures {size} mm, which is more than the model can bring to a standard size; check its voxel "
+            "size, and that it is an adult's brain alone"
+        )
+    apart = max(side.apart for side in sides) * volume.voxel_ml
+    if apart:
+        found.append(f"{apart:.1f} ml lie apart from the brain, and count as brain; set them to the background's value")
+    return found
+
+
+def _paper_doubts(zooms: tuple[float, float, float]) -> list[str]:
+    if all(SCALE_LIMITS[0] <= zoom <= SCALE_LIMITS[1] for zoom in zooms):
+        return []
+    size = " x ".join(f"{zoom:.3g}" for zoom in zooms)
+    return [f"its voxels measure {size} mm, and the model takes each for 1 mm, as published; resample it to 1 mm"]
+
+
+def _unseen_doubts(millilitres: float) -> list[str]:
+    if millilitres < _FEW_ML:
+        return []
+    return [
+        f"{millilitres:.0f} ml of it lie outside of what the model looks at, and get no score; check that it is the "
+        "brain alone, without the neck"
+    ]
