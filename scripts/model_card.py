@@ -78,7 +78,7 @@ def main() -> None:
         f"On {calibration.healthy_scores.size} further healthy synthetic subjects. A map voxel is a z-score against them "
         f"at the same place, after a Gaussian of {calibration.sigma:g} mm. Map threshold {calibration.threshold:.2f}: "
         f"{calibration.threshold_rate:.1%} of healthy brain voxels are above it. Volume threshold "
-        f"{calibration.volume_threshold:.2f}: 5 % of the healthy volumes score above it.",
+        f"{calibration.volume_threshold:.2f}: above it a volume's p-value is 0.05 or less.",
         "",
         "## Accuracy on held-out subjects of the same template",
         "",

@@ -115,7 +115,9 @@ def measure_throughput(
 
 
 def _cohort(jobs: Sequence[Job], folder: Path, bundle: Bundle, backend: Backend) -> None:
-    run_jobs(jobs, folder, bundle, backend, threshold=None, batch=DEFAULT_BATCH, picture=False, overwrite=True)
+    run_jobs(
+        jobs, folder, bundle, backend, threshold=None, batch=DEFAULT_BATCH, picture=False, overwrite=True, overview=True
+    )
 
 
 def _with_cpu_time(run: Callable[[], None]) -> dict[str, float]:

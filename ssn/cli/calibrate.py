@@ -71,7 +71,10 @@ def calibrate(
         engines = find_engines(opened)
         write_calibrated(output, opened, calibration, record, name=name or output.resolve().name, overwrite=force)
         share = f"{calibration.threshold_rate:.2%} of healthy brain above it"
-        typer.echo(f"{output}: map threshold {calibration.threshold:.2f} ({share}), {volume_threshold(calibration)}")
+        typer.echo(
+            f"{output}: map threshold {calibration.threshold:.2f} ({share}), "
+            f"volume threshold {volume_threshold(calibration)}"
+        )
         for entry in engines:
             precision = entry.record.key.precision if entry.record else "fp16"
             typer.echo(f"Engine {entry.folder.name} is not in it; build it: {rebuild_command(output, precision)}")
@@ -80,7 +83,10 @@ def calibrate(
 def volume_threshold(calibration: Calibration) -> str:
     """Say what the volume threshold is, and whether there are volumes enough for what it stands for."""
     count = calibration.healthy_scores.size
-    text = f"volume threshold {calibration.volume_threshold:.2f} (5 % of {count} healthy volumes above it)"
+    text = f"{calibration.volume_threshold:.2f}"
     if count < FEWEST_TO_TELL:
-        text += f". Fewer than {FEWEST_TO_TELL} volumes cannot tell 5 %: no p-value of theirs is so low"
-    return text
+        return (
+            f"{text} (the highest of {count} healthy volumes). Fewer than {FEWEST_TO_TELL} volumes cannot tell 5 %: "
+            f"one healthy volume in {count + 1} is above it"
+        )
+    return f"{text} (above it p is 0.05 or less, by {count} healthy volumes)"

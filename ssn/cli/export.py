@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ssn.cli.calibrate import calibrate
+from ssn.cli.calibrate import calibrate, volume_threshold
 from ssn.cli.console import needing_onnx, reporting, user_errors
 from ssn.cli.options import VersionOption
 
@@ -248,8 +248,7 @@ def _print_bundle(opened: Bundle, engines: list[tuple[EngineEntry, str | None]])
         "map cells": f"{spec.cells} x {spec.cells} x {spec.grid.windows}, {spec.features} features",
         "encoder": opened.encoder_name or "?",
         "map threshold": f"{calibration.threshold:.2f} ({calibration.threshold_rate:.2%} of healthy brain above)",
-        "volume threshold": f"{calibration.volume_threshold:.2f} "
-        f"(5 % of {calibration.healthy_scores.size} healthy volumes above)",
+        "volume threshold": volume_threshold(calibration),
         "calibrated on voxels of": f"{calibration.voxel_mm:.3g} mm" if calibration.voxel_mm else "not recorded",
         "intended use": str(opened.manifest["intended_use"]),
         "SHA-256": opened.digest,

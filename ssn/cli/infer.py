@@ -46,7 +46,7 @@ def infer(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace existing outputs.")] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Keep what an interrupted run finished, and do the rest.")
+        bool, typer.Option("--resume", help="Keep what an interrupted run finished in the same way, and do the rest.")
     ] = False,
     demo: Annotated[bool, typer.Option("--demo", help="Run the packaged demo volume.")] = False,
     no_png: Annotated[bool, typer.Option("--no-png", help="Write no picture.")] = False,
@@ -60,6 +60,10 @@ def infer(
     Writes, for each volume, NAME_anomaly.nii.gz (z-scores against healthy volumes), NAME_mask.nii.gz, NAME.json
     and NAME.png. Research use only.
     """
+    if doctor and (inputs or demo):
+        raise typer.BadParameter("computes nothing; leave INPUT out", param_hint="--doctor")
+    if force and resume:
+        raise typer.BadParameter("--force replaces what --resume keeps; give one of them", param_hint="--resume")
     if doctor:
         with user_errors():
             from ssn.cli.doctor import print_doctor
@@ -79,7 +83,9 @@ def infer(
         from ssn.runtime.overview import overview_paths
         from ssn.runtime.packaged import DEFAULT_BUNDLE, DEMO_VOLUME
 
-        jobs = find_jobs([DEMO_VOLUME] if demo else inputs or [])
+        given = [DEMO_VOLUME] if demo else inputs or []
+        jobs = find_jobs(given)
+        several = len(jobs) > 1 or any(path.is_dir() for path in given)
         bundle = load_bundle(model or DEFAULT_BUNDLE)
         limit = None if memory_limit is None else memory_limit * MEGABYTE
         at_once = volumes_at_once(len(jobs), threads)
@@ -117,12 +123,13 @@ def infer(
                 batch=batch or runner.max_slices or DEFAULT_BATCH,
                 picture=not no_png,
                 overwrite=force,
+                overview=several,
                 resume=resume,
                 started=started,
                 progress=progress,
                 finished=finished,
             )
-        if len(jobs) > 1:
+        if several:
             typer.echo(_total(outcomes, overview_paths(output, pictures=not no_png)[-1]), err=True)
         if any(outcome.error for outcome in outcomes):
             raise typer.Exit(1)
@@ -160,7 +167,7 @@ def _total(outcomes: Sequence[Outcome], table: Path) -> str:
 
     bad = sum(outcome.error is not None for outcome in outcomes)
     seconds = sum(outcome.seconds for outcome in outcomes)
-    line = f"{len(outcomes)} volumes in {seconds:.1f} s"
+    line = f"{len(outcomes)} volume{'s' if len(outcomes) > 1 else ''} in {seconds:.1f} s"
     if bad:
         line += f", {bad} of them with an error"
     return line if bad == len(outcomes) else f"{line}: {printable(table)}"

@@ -210,7 +210,7 @@ def calibrate(
         save_calibration(checkpoint, result)
         typer.echo(
             f"{checkpoint}: map threshold {result.threshold:.2f} ({rate:.2%} of healthy brain above it), "
-            f"{volume_threshold(result)}"
+            f"volume threshold {volume_threshold(result)}"
         )
 
 

@@ -53,8 +53,9 @@ class Calibration:
 
     @property
     def volume_threshold(self) -> float:
-        """Volume score that 5 % of the healthy volumes exceed."""
-        return float(np.quantile(self.healthy_scores, 0.95))
+        """Volume score above which `p_value` is 0.05 or less; of fewer than 19 healthy volumes the highest score."""
+        count = self.healthy_scores.size
+        return float(self.healthy_scores[min(count + 1 - (count + 1) // 20, count) - 1])
 
 
 def cell_scores(

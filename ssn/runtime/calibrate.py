@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -9,8 +10,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ssn import __version__
 from ssn.core.atomic import printable
+from ssn.core.brain_doubts import brain_doubts
 from ssn.core.bundle import CARD_FILE, ENCODER_FILE, FLOW_FILE, Bundle, write_bundle
 from ssn.core.calibrate import HealthyVolume, calibrate
 from ssn.core.engine_record import ENGINES_FOLDER
@@ -43,7 +47,8 @@ def calibrate_on(
     ----------
     batch : slices at once; it bounds memory and does not change the result
     refused : gets the error of each volume that is not usable
-    doubted : gets a line for each volume that looks unlike those that the bundle knows, or else unlike the others here
+    doubted : gets a line for each doubt about a volume's brain, and for each volume that looks unlike those that the
+        bundle knows, or else unlike the others here
     progress : gets how many volumes are done, the current one's share included
 
     Returns
@@ -60,6 +65,7 @@ def calibrate_on(
     spec, present = bundle.spec, bundle.calibration
     healthy: list[HealthyVolume] = []
     seen: dict[str, Path] = {}
+    files: list[str] = []
     done = 0
 
     def advance(share: float) -> None:
@@ -69,10 +75,14 @@ def calibrate_on(
         try:
             if isinstance(volume, SsnError):
                 raise volume
-            if volume.sha256 in seen:
-                raise VolumeError(f"{printable(path)}: is the same file as {printable(seen[volume.sha256])}")
-            seen[volume.sha256] = path
+            voxels = _contents(volume)
+            if voxels in seen:
+                raise VolumeError(f"{printable(path)}: is the same image as {printable(seen[voxels])}")
+            seen[voxels] = path
+            files.append(volume.sha256)
             stack = spec.cut(volume)
+            for doubt in brain_doubts(volume, stack):
+                doubted(f"{printable(path)}: {doubt}")
             found = run_batches(backend, stack, spec.occupancy, batch, StageTimes(), advance)
             healthy.append(HealthyVolume.of(volume, stack, *found))
         except VolumeError as error:  # the others are looked at too, so that one run names all that are bad
@@ -100,9 +110,14 @@ def calibrate_on(
         "backend": backend.describe(),
         "version": __version__,
         "of_bundle": {"name": spec.name, "sha256": bundle.digest},
-        "volume_sha256": list(seen),
+        "volume_sha256": files,
     }
     return calibration, record
+
+
+def _contents(volume: Volume) -> str:
+    """SHA-256 of the voxels: a file and its compressed copy have the same."""
+    return hashlib.sha256(np.ascontiguousarray(volume.data).view(np.uint8).data).hexdigest()
 
 
 def _doubts(healthy: Sequence[HealthyVolume], bundle: Bundle) -> list[list[str]]:

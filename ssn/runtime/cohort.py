@@ -23,7 +23,7 @@ from ssn.runtime.backend import Backend, Batch, StageTimes
 from ssn.runtime.jobs import Job, Outcome
 from ssn.runtime.machine import cores
 from ssn.runtime.outputs import finished_record, output_paths, write_outputs
-from ssn.runtime.overview import overview_paths, write_overview
+from ssn.runtime.overview import overview_paths, remove_overview, write_overview
 from ssn.runtime.own import refuse_existing, refuse_foreign
 from ssn.runtime.pipeline import infer_volume
 
@@ -59,6 +59,7 @@ def run_jobs(
     batch: int,
     picture: bool,
     overwrite: bool,
+    overview: bool,
     resume: bool = False,
     started: Callable[[Job], None] = lambda job: None,
     progress: Callable[[float], None] = lambda share: None,
@@ -72,6 +73,7 @@ def run_jobs(
 
     Parameters
     ----------
+    overview : write the table and the page, too
     resume : keep the outputs of a volume that an earlier run finished, from the same file with the same bundle; others
         that are ours are replaced
 
@@ -85,7 +87,7 @@ def run_jobs(
     refuse = refuse_foreign if overwrite else refuse_existing
     for job in jobs:
         refuse(output_paths(folder, job.name, picture=picture))
-    if len(jobs) > 1:
+    if overview:
         refuse(overview_paths(folder, pictures=picture))
     gated = _Gated(backend)
 
@@ -97,6 +99,8 @@ def run_jobs(
                 record = finished_record(job.path, bundle, folder, job.name, threshold=threshold, picture=picture)
             if record is None:
                 result = infer_volume(job.path, bundle, gated, threshold=threshold, batch=batch, progress=progress)
+                if overwrite:  # from here on an older table or page is not of what lies beside it
+                    remove_overview(folder)
                 record = write_outputs(result, bundle, backend, folder, job.name, picture=picture, overwrite=overwrite)
         except SsnError as refused:
             error = printable(str(refused))
@@ -122,7 +126,7 @@ def run_jobs(
         except BaseException:  # Ctrl-C too: what has not begun does not begin
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    if len(jobs) > 1 and any(outcome.record for outcome in outcomes):
+    if overview and any(outcome.record for outcome in outcomes):
         write_overview(folder, outcomes, bundle, pictures=picture, overwrite=overwrite)
     return outcomes
 

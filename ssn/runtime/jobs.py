@@ -73,6 +73,13 @@ def find_volumes(inputs: Sequence[Path]) -> list[Path]:
     return paths
 
 
+def _same(path: Path, other: Path) -> bool:
+    try:
+        return path.samefile(other)
+    except OSError:  # one is not there, which is said when its turn comes
+        return path == other
+
+
 def find_jobs(inputs: Sequence[Path]) -> list[Job]:
     """List the volumes among files and folders, and how their outputs are named.
 
@@ -86,13 +93,13 @@ def find_jobs(inputs: Sequence[Path]) -> list[Job]:
     jobs: dict[str, Job] = {}
     for path in find_volumes(inputs):
         job = Job(path, _stem(path))
-        if job.name in jobs and job.path == jobs[job.name].path:
+        if job.name in jobs and _same(path, jobs[job.name].path):
             continue
         if job.name in jobs:
             other = printable(jobs[job.name].path)
             raise OutputError(
                 f"{printable(path)}: its outputs would have the same names as those of {other}; "
-                "run them into different output folders"
+                "leave one out, or run them into different output folders"
             )
         jobs[job.name] = job
     return list(jobs.values())

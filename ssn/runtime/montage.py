@@ -128,7 +128,7 @@ def draw_montage(result: Result, bundle: Bundle) -> Image.Image:
     verdict = "above" if result.abnormal else "within"
     draw.text((_LEFT, 14), result.volume.path.name[:90], _TEXT, large)
     summary = (
-        f"volume score {result.score:.2f}, {verdict} the range of 95 % of {bundle.calibration.healthy_scores.size} "
+        f"volume score {result.score:.2f}, {verdict} the range of {bundle.calibration.healthy_scores.size} "
         f"healthy volumes (up to {bundle.calibration.volume_threshold:.2f}); p = {result.p_value:.3f}; "
         f"{result.above_ml:.1f} ml above threshold"
     )

@@ -34,6 +34,12 @@ def overview_paths(folder: Path, *, pictures: bool) -> list[Path]:
     return [folder / TABLE_FILE, *([folder / PAGE_FILE] if pictures else [])]
 
 
+def remove_overview(folder: Path) -> None:
+    """Remove an older table and page, if they are there and ours."""
+    for path in overview_paths(folder, pictures=True):
+        remove_own(path)
+
+
 def write_overview(
     folder: Path, outcomes: Sequence[Outcome], bundle: Bundle, *, pictures: bool, overwrite: bool
 ) -> None:
@@ -86,8 +92,8 @@ def _page(ranked: Sequence[Outcome], bundle: Bundle) -> str:
     calibration = bundle.calibration
     about = (
         f"Highest score first. Model {printable(bundle.spec.name)} ({bundle.spec.modality}); above is a volume score "
-        f"of more than {calibration.volume_threshold:.2f}, which 95 % of {calibration.healthy_scores.size} healthy "
-        f"volumes stay below. {INTENDED_USE}"
+        f"of more than {calibration.volume_threshold:.2f}, by {calibration.healthy_scores.size} healthy volumes. "
+        f"{INTENDED_USE}"
     )
     header = ("volume", "score", "p", "ml above threshold", "highest z", "warnings")
     parts = [

@@ -39,7 +39,7 @@ def refuse_foreign(paths: list[Path]) -> None:
 def remove_own(path: Path) -> None:
     """Remove an older output, if it is there and ours: what is beside it now is of another run."""
     if path.exists() and _own(path):
-        path.unlink()
+        path.unlink(missing_ok=True)  # another thread may be doing the same
 
 
 def _own(path: Path) -> bool:

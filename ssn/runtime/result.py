@@ -36,7 +36,7 @@ class Result:
     p_value : float
         Share of healthy volumes that score as high (conformal, the volume itself counted in).
     abnormal : bool
-        The score is above that of 95 % of the healthy volumes.
+        The p-value is 0.05 or less; with fewer than 19 healthy volumes, the score is above all of theirs.
     slice_scores : (Z,) float32, the map's maximum in each axial slice; NaN in a slice without brain
     times : seconds a stage
     likeness : to healthy volumes; None where the bundle does not know what they look like

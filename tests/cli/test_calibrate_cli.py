@@ -1,5 +1,6 @@
 """`ssn-export calibrate` as a user types it."""
 
+import gzip
 import json
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from ssn.cli import infer, train
 from ssn.cli.calibrate import volume_threshold
 from ssn.cli.export import app
 from ssn.core.bundle import CALIBRATION_FILE, ENCODER_FILE, FLOW_FILE, load_bundle
+from ssn.core.scoring import p_value
 from ssn.train.calibrate import load_calibration
 from ssn.train.checkpoint import save_checkpoint
 
@@ -44,7 +46,7 @@ def calibrated(tiny_bundle, scans, tmp_path_factory):
     folder = tmp_path_factory.mktemp("calibrated") / "ours"
     result = calibrate(source, scans, "-o", folder)
     assert result.exit_code == 0, result.output
-    assert "5 healthy volumes above it). Fewer than 19 volumes cannot tell 5 %" in result.stdout
+    assert "(the highest of 5 healthy volumes). Fewer than 19 volumes cannot tell 5 %" in result.stdout
     return load_bundle(source), load_bundle(folder)
 
 
@@ -90,6 +92,15 @@ def test_enough_volumes_are_not_doubted(tiny_calibration):
     few, enough = (replace(tiny_calibration, healthy_scores=np.ones(n, np.float32)) for n in (18, 19))
     assert "cannot tell" in volume_threshold(few)
     assert "cannot tell" not in volume_threshold(enough)
+
+
+@pytest.mark.parametrize("count", [5, 18, 19, 20, 39, 40, 60, 99, 100])
+def test_a_volume_is_above_the_threshold_where_its_p_value_is_low(tiny_calibration, count):
+    scores = np.sort(np.random.default_rng(count).normal(size=count)).astype(np.float32)
+    level = replace(tiny_calibration, healthy_scores=scores).volume_threshold
+    lowest = max(0.05, 1 / (count + 1))
+    for score in [*scores.tolist(), *(scores + 1e-4).tolist()]:
+        assert (score > level) == (p_value(score, scores) <= lowest), score
 
 
 def test_its_record_says_what_was_calibrated_when_and_on_how_much(calibrated, scans):
@@ -140,12 +151,12 @@ def test_too_few_volumes_are_refused_before_any_computing(tiny_bundle, scans, tm
 def test_every_volume_that_is_not_usable_is_named_and_nothing_is_written(tiny_bundle, scans, tmp_path):
     folder = shutil.copytree(scans, tmp_path / "healthy")
     (folder / "cut.nii.gz").write_bytes((folder / "s0.nii.gz").read_bytes()[:3000])
-    shutil.copy(folder / "s1.nii.gz", folder / "twin.nii.gz")
+    (folder / "twin.nii").write_bytes(gzip.decompress((folder / "s1.nii.gz").read_bytes()))
     result = calibrate(tiny_bundle, folder, folder / "missing.nii", "-o", tmp_path / "new")
     assert result.exit_code == 1
     cut, twin, missing, last = result.stderr.strip().splitlines()
     assert "cut.nii.gz" in cut
-    assert "twin.nii.gz: is the same file as" in twin
+    assert "twin.nii: is the same image as" in twin
     assert "missing.nii" in missing
     assert "3 of 8 volumes are not usable, so nothing is calibrated" in last
     assert {path.name for path in tmp_path.iterdir()} == {"healthy"}

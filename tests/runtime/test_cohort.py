@@ -40,6 +40,7 @@ def run(scans, out, bundle_folder, at_once=1, overwrite=False, **options):
             batch=24,
             picture=False,
             overwrite=overwrite,
+            overview=True,
             **options,
         )
 
@@ -167,7 +168,7 @@ def test_what_is_written_is_what_a_single_volume_gives(scans, tmp_path, tiny_bun
     with OnnxRuntimeBackend(bundle, threads=1) as backend:
         run_jobs(
             find_jobs([scans / "s2.nii"]), tmp_path / "one", bundle, backend,
-            threshold=None, batch=24, picture=False, overwrite=False,
+            threshold=None, batch=24, picture=False, overwrite=False, overview=False,
         )  # fmt: skip
     for suffix in ("_anomaly", "_mask"):
         one, other = ((tmp_path / folder / f"s2{suffix}.nii.gz").read_bytes() for folder in ("all", "one"))
@@ -186,7 +187,15 @@ def test_volumes_at_once_do_not_change_what_is_written(scans, tmp_path, tiny_bun
         folder = tmp_path / f"{at_once}"
         with make(bundle, threads=at_once, at_once=at_once) as backend:
             run_jobs(
-                find_jobs([scans]), folder, bundle, backend, threshold=None, batch=24, picture=False, overwrite=False
+                find_jobs([scans]),
+                folder,
+                bundle,
+                backend,
+                threshold=None,
+                batch=24,
+                picture=False,
+                overwrite=False,
+                overview=True,
             )
         maps[at_once] = [
             np.asarray(nib.load(path).dataobj, np.float32) for path in sorted(folder.glob("*_anomaly.nii.gz"))

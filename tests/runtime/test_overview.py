@@ -37,7 +37,7 @@ class Page(HTMLParser):
 
 def run(scans, out, bundle_folder, picture=True, **options):
     bundle = load_bundle(bundle_folder)
-    settings = {"threshold": None, "batch": 24, "picture": picture, "overwrite": False} | options
+    settings = {"threshold": None, "batch": 24, "picture": picture, "overwrite": False, "overview": True} | options
     with OnnxRuntimeBackend(bundle, threads=1) as backend:
         return run_jobs(find_jobs([scans]), out, bundle, backend, **settings)
 
@@ -116,3 +116,22 @@ def test_a_page_or_table_of_somebody_else_is_never_replaced_and_ours_is_on_reque
     with pytest.raises(OutputError, match="exists already"):
         run(scans, out, tiny_bundle)
     run(scans, out, tiny_bundle, overwrite=True)
+
+
+def test_a_table_and_page_do_not_outlive_the_maps_they_tell_of(scans, tmp_path, tiny_bundle):
+    def interrupt(outcome):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    run(scans, out, tiny_bundle)
+    assert {"scores.csv", "index.html"} <= {path.name for path in out.iterdir()}
+    with pytest.raises(KeyboardInterrupt):
+        run(scans, out, tiny_bundle, threshold=0.5, overwrite=True, finished=interrupt)
+    assert not {"scores.csv", "index.html"} & {path.name for path in out.iterdir()}
+
+
+def test_what_is_kept_keeps_its_table(scans, tmp_path, tiny_bundle):
+    out = tmp_path / "out"
+    run(scans, out, tiny_bundle)
+    run(sorted(scans.iterdir())[0], out, tiny_bundle, resume=True, overview=False)
+    assert (out / "scores.csv").exists()
