@@ -11,6 +11,7 @@ from ssn.core.volume import Volume, background
 _FEW_ML = 1.0  # outside of the grid: worth no word
 _FAINT = 0.03  # of the brain's range of values: all but the background
 _HOLES = 0.005  # of the brain; folds alone make a tenth of that
+_MISFIT = 1.1  # of a standard size, after the scale has gone as far as it may
 _RIM = 2  # voxels of nothing but faint ones at an end: linear interpolation leaves one
 
 
@@ -65,14 +66,15 @@ def _pose_doubts(volume: Volume, sides: tuple[Side, Side, Side]) -> list[str]:
             "the top of the head is cut off, so its height is guessed, and each place is compared with one further up; "
             "do not trust the map"
         )
+    smallest, largest = SCALE_LIMITS
     scales = find_scale(volume.zooms, sides)
-    if any(not SCALE_LIMITS[0] <= scale <= SCALE_LIMITS[1] for scale in scales):
+    if min(scales) * _MISFIT < smallest or max(scales) > largest * _MISFIT:
         size = " x ".join(
             f"{(side.high - side.low) * zoom:.0f}" for side, zoom in zip(sides, volume.zooms, strict=True)
         )
         found.append(
-            f"its brain measures {size} mm, which is more than the model can bring to a standard size; check its voxel "
-            "size, and that it is an adult's brain alone"
+            f"its brain measures {size} mm, which the model cannot bring to its standard size; check its voxel size, "
+            "and that it is an adult's brain alone"
         )
     apart = max(side.apart for side in sides) * volume.voxel_ml
     if apart:
