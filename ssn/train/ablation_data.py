@@ -35,7 +35,7 @@ def open_ablation_data(
     layout : of `data`; the others lie as they lie
     measure_on : has the test split, and the validation split unless it has no such volume
     measure_contrast : of `measure_on`, where it is another than `contrast`
-    calibrate_on : has the calibration split
+    calibrate_on : has the calibration split; of the contrast that is measured, if it is `measure_on`
 
     Raises
     ------
@@ -49,7 +49,12 @@ def open_ablation_data(
     measured_contrast = (measure_contrast or contrast) if measure_on else contrast
     found = AblationData(
         train=open_split(data, "train", layout, contrast),
-        calibration=open_split(calibrate_on or data, "calibration", None if calibrate_on else layout, contrast),
+        calibration=open_split(
+            calibrate_on or data,
+            "calibration",
+            None if calibrate_on else layout,
+            measured_contrast if calibrate_on and calibrate_on == measure_on else contrast,
+        ),
         validation=open_split(
             measure_on if measure_on and elsewhere else data,
             "validation",
@@ -58,7 +63,9 @@ def open_ablation_data(
         ),
         test=open_split(measure_on or data, "test", None if measure_on else layout, measured_contrast),
     )
-    refuse_shared([*found.train, *found.calibration], [*found.validation, *found.test])
+    refuse_shared(found.train, [*found.calibration, *found.validation, *found.test])
+    refuse_shared(found.calibration, [*found.validation, *found.test])
+    refuse_shared(found.validation, found.test)
     for cases in (found.validation, found.test):
         refuse_without_lesion(cases)
     return found

@@ -96,6 +96,10 @@ def split_subjects(subjects: Iterable[str], first: Split, second: Split, share: 
     depend on the order of files; one subject more moves at most one other. Where there are two subjects or
     more, neither split is empty.
     """
-    ordered = sorted(set(subjects), key=lambda subject: hashlib.sha256(f"{SPLIT_SEED}/{subject}".encode()).hexdigest())
+
+    def drawn(subject: str) -> str:  # a file's name may be no text
+        return hashlib.sha256(f"{SPLIT_SEED}/{subject}".encode(errors="surrogateescape")).hexdigest()
+
+    ordered = sorted(set(subjects), key=drawn)
     count = min(max(round(len(ordered) * share), 1), max(len(ordered) - 1, 1))
     return {subject: first if index < count else second for index, subject in enumerate(ordered)}

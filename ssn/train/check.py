@@ -27,7 +27,12 @@ class Grid:
 
     shape: tuple[int, ...]
     zooms: tuple[float, ...]
-    corners: NDArray[np.float64]  # (8, 3), mm, world coordinates
+    corners: NDArray[np.float64]  # (8, 3), mm, world coordinates, in any order
+
+    def far_from(self, other: Grid) -> bool:
+        """Whether a corner lies more than half a voxel from where the other has one."""
+        apart = np.linalg.norm(self.corners[:, None] - other.corners, axis=-1)
+        return bool(apart.min(1).max() > 0.5 * min(other.zooms))
 
 
 def read_grid(path: Path) -> Grid:
@@ -52,7 +57,7 @@ def _grid(declared: DeclaredVolume) -> Grid:
     return Grid(
         tuple(declared.shape[axis] for axis in axes),
         tuple(round(float(declared.own_zooms[axis]), 4) for axis in axes),
-        world[np.lexsort(world.T)],
+        world,
     )
 
 
@@ -71,15 +76,20 @@ def header_problems(case: Case) -> list[str]:
         if image.shape != mask.shape:
             problems.append(f"{case.mask}: the mask has shape {mask.shape}, its image {image.shape}")
         # A mask that lost its affine would be flipped, or not, other than its image.
-        elif np.abs(image.corners - mask.corners).max() > 0.5 * min(image.zooms):
+        elif mask.far_from(image):
             problems.append(f"{case.mask}: the mask lies elsewhere than its image (affines differ); write it again")
     return problems
 
 
-def lesion_in_healthy_split(case: Case) -> str | None:
-    """Say so if a case that must be healthy has a mask with a lesion in it."""
-    if case.split in HEALTHY_SPLITS and case.mask is not None and read_mask(case.mask).any():
+def mask_problem(case: Case) -> str | None:
+    """Say so if a case that must be healthy has a lesion in its mask, or one with a mask has none."""
+    if case.mask is None:
+        return None
+    marked = bool(read_mask(case.mask).any())
+    if marked and case.split in HEALTHY_SPLITS:
         return f"{case.mask}: marks a lesion, but {case.name} is in split {case.split!r}, which must be healthy"
+    if not marked and case.split not in HEALTHY_SPLITS:
+        return f"{case.mask}: marks nothing; a healthy volume has no mask at all"
     return None
 
 
@@ -104,14 +114,15 @@ def file_problems(cases: Sequence[Case]) -> list[str]:
     seen: set[Path] = set()
     problems = []
     for case in cases:
-        if case.image in seen:
+        file = case.image.resolve()
+        if file in seen:
             problems.append(f"{case.name}: is listed more than once")
-        seen.add(case.image)
+        seen.add(file)
     return problems
 
 
 def refuse_unusable(dataset: Dataset, used: Sequence[Case]) -> None:
-    """Raise for what headers, names and training masks say is wrong.
+    """Raise for what headers, names and masks say is wrong.
 
     Parameters
     ----------
@@ -125,8 +136,8 @@ def refuse_unusable(dataset: Dataset, used: Sequence[Case]) -> None:
     problems = [*dataset.problems, *subject_problems(dataset.cases), *file_problems(dataset.cases)]
     for case in used:
         found = header_problems(case)
-        if not found and (lesion := lesion_in_healthy_split(case)):
-            found.append(lesion)
+        if not found and (wrong := mask_problem(case)):
+            found.append(wrong)
         problems += found
     if problems:
         more = f" (and {len(problems) - 1} more; {_LIST_PROBLEMS})" if len(problems) > 1 else ""

@@ -21,7 +21,7 @@ from ssn.core.likeness import grey_blocks, unlike_the_rest
 from ssn.core.slices import cut_slices
 from ssn.core.volume import read_volume
 from ssn.train.cases import HEALTHY_SPLITS, SPLITS, Case, Layout
-from ssn.train.check import file_problems, header_problems, lesion_in_healthy_split, subject_problems
+from ssn.train.check import file_problems, header_problems, mask_problem, subject_problems
 from ssn.train.datasets import mixed_contrasts, of_contrast, read_dataset
 from ssn.train.masks import read_mask, unusable_mask
 
@@ -149,7 +149,7 @@ def _read_case(case: Case) -> tuple[CaseFacts, list[str], NDArray[np.float32] | 
             mask = read_mask(case.mask, shape)
             lesion_ml = round(float(mask.sum()) * volume.voxel_ml, 3)
             healthy = case.split in HEALTHY_SPLITS
-            wrong = lesion_in_healthy_split(case) if healthy else unusable_mask(case.mask, mask[stack.brain])
+            wrong = mask_problem(case) if healthy else unusable_mask(case.mask, mask[stack.brain])
             problems += [wrong] if wrong else []
     except SsnError as error:
         if not problems:  # else the header has said it already

@@ -60,7 +60,7 @@ def read_dataset(path: Path, layout: Layout | None = None) -> Dataset:
 def of_contrast(dataset: Dataset, contrast: str | None) -> Dataset:
     """Keep one contrast's cases.
 
-    A case of which nothing says the contrast is taken for what the caller says it is.
+    Where nothing says the contrast of any case, all are taken for what the caller says they are.
 
     Raises
     ------
@@ -68,11 +68,12 @@ def of_contrast(dataset: Dataset, contrast: str | None) -> Dataset:
         If there are several and none was chosen, or none of the one that was.
     """
     if contrast is None:
-        if len(dataset.contrasts) > 1:
+        if len({case.contrast for case in dataset.cases}) > 1:
             raise DataError(mixed_contrasts(dataset))
         return dataset
     wanted = contrast.lower()
-    cases = tuple(replace(case, contrast=wanted) for case in dataset.cases if case.contrast in (wanted, None))
+    named = (wanted,) if dataset.contrasts else (None,)
+    cases = tuple(replace(case, contrast=wanted) for case in dataset.cases if case.contrast in named)
     if not cases:
         raise DataError(f"{printable(dataset.root)}: has no {wanted} volume, only {', '.join(dataset.contrasts)}")
     return replace(dataset, cases=cases)
@@ -80,8 +81,8 @@ def of_contrast(dataset: Dataset, contrast: str | None) -> Dataset:
 
 def mixed_contrasts(dataset: Dataset) -> str:
     """Say of which contrasts a data set is, with a file of each."""
-    examples = {case.contrast: case.name for case in reversed(dataset.cases) if case.contrast}
-    shown = ", ".join(f"{contrast} ({examples[contrast]})" for contrast in dataset.contrasts)
+    examples = {case.contrast or "unknown": case.name for case in reversed(dataset.cases)}
+    shown = ", ".join(f"{contrast} ({name})" for contrast, name in sorted(examples.items()))
     return f"{printable(dataset.root)}: mixed modalities: {shown}; choose one with --contrast"
 
 
@@ -150,7 +151,7 @@ def refuse_without_lesion(cases: Sequence[Case]) -> None:
 
 
 def refuse_shared(learned: Sequence[Case], measured: Sequence[Case]) -> None:
-    """Refuse a volume that is learned from in one data set and measured in another.
+    """Refuse a volume that is used for two purposes under two names.
 
     Within a data set `refuse_unusable` says so by name; names of two data sets say nothing.
 
@@ -164,7 +165,7 @@ def refuse_shared(learned: Sequence[Case], measured: Sequence[Case]) -> None:
         twin = known.get(file_sha256(case.image))
         if twin is not None:
             raise DataError(
-                f"{printable(case.image)}: is in split {case.split!r}, and learned from as {printable(twin.image)} in "
+                f"{printable(case.image)}: is in split {case.split!r}, and as {printable(twin.image)} in split "
                 f"{twin.split!r}; keep it in one"
             )
 

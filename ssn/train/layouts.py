@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from itertools import pairwise
 from pathlib import Path
 
@@ -38,6 +38,7 @@ _BRATS = re.compile(r"BraTS2021_\d{5}")
 _BRATS_CONTRASTS = ("t1", "t1ce", "t2", "flair")
 _CONTRAST_IN_NAME = re.compile(r"(?:^|[-_.])(t1ce|t1c|t1gd|t1w?|t2w?|flair|pd)(?=[-_.]|$)", re.IGNORECASE)
 _SAME_CONTRAST = {"t1c": "t1ce", "t1gd": "t1ce", "t1w": "t1", "t2w": "t2"}
+_SUBJECT = re.compile(r"sub-[A-Za-z0-9]+|IXI\d{3}(?=-)")
 _MASK_NAME = re.compile(r"[-_.](mask|seg|label|lesion)$", re.IGNORECASE)
 
 
@@ -66,7 +67,11 @@ def pictures_in(folder: Path) -> list[Path]:
 def contrast_of(name: str) -> str | None:
     """Contrast that a file name states between separators (`sub-01_T2w`), or None."""
     found = _CONTRAST_IN_NAME.findall(name)
-    return _SAME_CONTRAST.get(found[-1].lower(), found[-1].lower()) if found else None
+    return _contrast(found[-1]) if found else None
+
+
+def _contrast(said: str) -> str:
+    return _SAME_CONTRAST.get(said.lower(), said.lower())
 
 
 def wrong_layout(path: Path, layout: Layout, what: str) -> DataError:
@@ -86,10 +91,10 @@ def read_csv(path: Path) -> Dataset:
             missing = {"image", "mask", "split"} - set(columns)
             if missing:
                 raise wrong_layout(table, "csv", f"has no column {', '.join(sorted(missing))}")
-            rows = list(reader)
+            rows = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise wrong_layout(table, "csv", f"cannot be read as a table ({error})") from error
-    cases = tuple(_row_case(table, number, row) for number, row in enumerate(rows, start=2))
+    cases = tuple(_row_case(table, number, row) for number, row in rows)
     if not cases:
         raise wrong_layout(table, "csv", "has no row")
     return Dataset(table, "csv", cases)
@@ -111,6 +116,11 @@ def _row_case(table: Path, number: int, row: dict[str, str | None]) -> Case:
         raise DataError(f"{where}: volume_ml is {value['volume_ml']!r}; it must be a number of millilitres")
     if value.get("lesion") in RESERVED_KINDS:
         raise DataError(f"{where}: lesion is {value['lesion']!r}, which is what tables call a group; name the kind")
+    if value.get("lesion") and not value["mask"]:
+        raise DataError(
+            f"{where}: has lesion {value['lesion']!r} and no mask, so it would count as healthy; give its mask, or "
+            "leave it out"
+        )
     image = table.parent / value["image"]
     synthetic = f"{value['template']}-{value['seed']}" if value.get("seed") and value.get("template") else ""
     return Case(
@@ -121,7 +131,19 @@ def _row_case(table: Path, number: int, row: dict[str, str | None]) -> Case:
         mask=table.parent / value["mask"] if value["mask"] else None,
         lesion=(value.get("lesion") or "lesion") if value["mask"] else "",
         volume_ml=volume_ml,
-        contrast=value.get("contrast", "").lower() or contrast_of(stem(image)),
+        contrast=_contrast(value["contrast"]) if value.get("contrast") else contrast_of(stem(image)),
+    )
+
+
+def _left_out(path: Path, taken: Container[Path | None], layout: Layout) -> tuple[str, ...]:
+    """List the volumes in a folder and its subfolders that a reader does not take: silence would lose them."""
+    folders = [path, *sorted(f for f in path.iterdir() if f.is_dir())]
+    return tuple(
+        f"{printable(file)}: is not placed and named as layout {layout} has it, and would be left out; move it "
+        "elsewhere, or list all in a table"
+        for folder in folders
+        for file in volumes_in(folder)
+        if file not in taken
     )
 
 
@@ -131,13 +153,7 @@ def read_ixi(path: Path) -> Dataset:
     named = [(file, match) for folder in folders for file in volumes_in(folder) if (match := _IXI.fullmatch(file.name))]
     if not named:
         raise wrong_layout(path, "ixi", "holds no file of that name")
-    known = {file for file, _ in named}
-    problems = tuple(
-        f"{printable(file)}: has no name of IXI's and would be left out; move it elsewhere, or give --layout folder"
-        for folder in folders
-        for file in volumes_in(folder)
-        if file not in known
-    )
+    problems = _left_out(path, {file for file, _ in named}, "ixi")
     splits = split_subjects((m[1].upper() for _, m in named), "calibration", "train", CALIBRATION_SHARE)
     return Dataset(
         path,
@@ -171,7 +187,8 @@ def read_brats(path: Path) -> Dataset:
             image = _brats_file(path, subject, contrast)
             name = str(image.relative_to(path))
             cases.append(Case(image, name, subject, splits[subject], mask, "tumour", contrast=contrast))
-    return Dataset(path, "brats", tuple(cases))
+    expected = {file for case in cases for file in (case.image, case.mask)}
+    return Dataset(path, "brats", tuple(cases), problems=_left_out(path, expected, "brats"))
 
 
 def _brats_file(path: Path, subject: str, kind: str) -> Path:
@@ -224,23 +241,35 @@ def read_folder(path: Path) -> Dataset:
         for first, second in pairwise(files)
         if stem(first) == stem(second)
     ]
+    if (path / "masks").is_dir() and not masks:
+        problems.append(
+            f"{path / 'masks'}: holds no mask, so all volumes would count as healthy; fill it, or remove it"
+        )
+    problems += _left_out(path, {*files, *marked}, "folder")
+    subjects = {image: _subject(image) for image in images}
     if masks:
-        splits = split_subjects(known, "validation", "test", VALIDATION_SHARE)
+        splits = split_subjects(subjects.values(), "validation", "test", VALIDATION_SHARE)
     else:
-        splits = split_subjects(known, "calibration", "train", CALIBRATION_SHARE)
+        splits = split_subjects(subjects.values(), "calibration", "train", CALIBRATION_SHARE)
     cases = tuple(
         Case(
             image=image,
             name=str(image.relative_to(path)),
-            subject=stem(image),
-            split=splits[stem(image)],
+            subject=subject,
+            split=splits[subject],
             mask=masks.get(stem(image)),
             lesion="lesion" if stem(image) in masks else "",
             contrast=contrast_of(stem(image)),
         )
-        for image in images
+        for image, subject in subjects.items()
     )
     return Dataset(path, "folder", cases, problems=tuple(problems))
+
+
+def _subject(image: Path) -> str:
+    """Who it is, where the name says so as BIDS or IXI do: sessions and contrasts of one go into one split."""
+    found = _SUBJECT.match(stem(image))
+    return found[0] if found else stem(image)
 
 
 READERS: dict[Layout, Callable[[Path], Dataset]] = {

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from ssn.core.errors import DataError
 
+_WHOLE = 1e-3  # as near to a whole number as scl_slope brings it
+
 
 def read_mask(path: Path, shape: tuple[int, ...] | None = None) -> NDArray[np.bool_]:
     """Read a lesion mask (X, Y, Z) in canonical axis order; lesion is where it is above 0.
@@ -33,6 +35,11 @@ def read_mask(path: Path, shape: tuple[int, ...] | None = None) -> NDArray[np.bo
         ) from error
     if values.dtype.kind == "f" and np.isnan(values).any():
         raise DataError(f"{path}: the mask holds NaN, which says neither lesion nor healthy; set it to 0 or 1")
+    if values.dtype.kind == "f" and (soft := values[np.abs(values - np.rint(values)) > _WHOLE]).size:
+        raise DataError(
+            f"{path}: the mask holds {soft[0]:.3g}, neither lesion nor healthy; set it to 0 or 1 (nearest neighbour "
+            "moves masks as they are)"
+        )
     if shape is not None and mask.shape != shape:
         raise DataError(f"{path}: the mask has shape {mask.shape}, its image {shape}")
     return mask

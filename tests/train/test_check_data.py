@@ -1,5 +1,6 @@
 import json
 import shutil
+from itertools import permutations, product
 
 import nibabel as nib
 import numpy as np
@@ -9,6 +10,10 @@ from trees import br35h, brats, ixi, mask, plain, table, volume
 from typer.testing import CliRunner
 
 from ssn.cli.train import app
+from ssn.core.errors import DataError
+from ssn.train.cases import Case
+from ssn.train.check import file_problems, header_problems
+from ssn.train.datasets import open_split
 
 
 def check(path, *options):
@@ -105,6 +110,7 @@ BROKEN = {
     "a mask of another shape": (brats, lambda d: other_shape(seg(d, 2)), "00002_seg"),
     "a mask that lost its affine": (brats, lambda d: lost_affine(seg(d, 2)), "00002_seg"),
     "a mask without lesion": (brats, lambda d: mask(seg(d, 3), 0.0), "00003_seg"),
+    "a soft mask": (brats, lambda d: fill(seg(d, 3), 0.4), "00003_seg"),
     "a mask with NaN": (brats, lambda d: fill(seg(d, 3), np.nan), "00003_seg"),
     "a mask of the whole brain": (brats, lambda d: fill(seg(d, 3)), "00003_seg"),
     "no image at all": (br35h, lambda d: (d / "no/no1.jpg").write_text("hello"), "no1.jpg"),
@@ -191,4 +197,32 @@ def test_the_grid_is_read_from_the_header_of_an_oriented_volume(tmp_path):
     one, other = read_grid(plain_volume), read_grid(tmp_path / "b.nii.gz")
     assert one.shape == other.shape
     assert one.zooms == other.zooms == (5.0, 6.0, 7.0)
-    np.testing.assert_allclose(one.corners, other.corners, atol=1e-4)
+    assert not one.far_from(other)
+
+
+def test_a_mask_whose_affine_is_rounded_lies_with_its_image_in_all_48_orientations(tmp_path):
+    data, affine = brain_array((6.0, 6.0, 6.0))
+    for axes in permutations(range(3)):
+        for flips in product((1, -1), repeat=3):
+            turned = nib.Nifti1Image(data, affine).as_reoriented(np.array(list(zip(axes, flips, strict=True))))
+            image, marked = turned, nib.Nifti1Image((turned.get_fdata() > 800).astype(np.uint8), turned.affine)
+            marked.set_qform(turned.affine, 1)
+            marked.set_sform(None, 0)  # a quaternion says the same with other last digits
+            nib.save(image, tmp_path / "i.nii")
+            nib.save(marked, tmp_path / "m.nii")
+            assert header_problems(Case(tmp_path / "i.nii", "i", "i", "test", tmp_path / "m.nii")) == []
+
+
+def test_one_file_under_two_spellings_is_listed_twice(tmp_path):
+    volume(tmp_path / "a.nii", 1)
+    (tmp_path / "b.nii").symlink_to(tmp_path / "a.nii")
+    (problem,) = file_problems([Case(tmp_path / name, name, name, "train") for name in ("a.nii", "b.nii")])
+    assert problem == "b.nii: is listed more than once"
+
+
+def test_a_mask_that_marks_nothing_is_refused_before_anything_is_measured(tmp_path):
+    brats(tmp_path, contrasts=("t1",))
+    for number in range(4):
+        mask(seg(tmp_path, number), 0.0)
+    with pytest.raises(DataError, match=r"seg\.nii\.gz: marks nothing"):
+        open_split(tmp_path, "test")

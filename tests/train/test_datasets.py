@@ -103,6 +103,8 @@ def test_paths_without_a_data_set_are_told_what_was_expected(tmp_path):
     [
         ("a.nii,,traning", "line 2: split is 'traning'"),
         (",,train", "line 2: has no image"),
+        ("a.nii,,test,stroke", "line 2: has lesion 'stroke' and no mask, so it would count as healthy"),
+        ("\n\n,,train", "line 4: has no image"),
         ("a.nii,m.nii,test,all", "line 2: lesion is 'all', which is what tables call a group"),
         ("a.nii,m.nii,test,stroke,nan", "line 2: volume_ml is 'nan'"),
         ("a.nii,m.nii,test,stroke,-3", "line 2: volume_ml is '-3'"),
@@ -123,7 +125,7 @@ def test_files_beside_ixis_are_not_left_out_in_silence(tmp_path):
     ixi(tmp_path)
     volume(tmp_path / "other.nii.gz")
     (problem,) = read_dataset(tmp_path).problems
-    assert "other.nii.gz: has no name of IXI's" in problem
+    assert "other.nii.gz: is not placed and named as layout ixi has it" in problem
     assert "other.nii.gz" in splits(read_dataset(tmp_path, "folder"))
 
 
@@ -160,3 +162,57 @@ def test_selecting_keeps_the_order_of_names(tmp_path):
     names = [case.name for case in select(read_dataset(ixi(tmp_path)), "train")]
     assert names == sorted(names)
     assert splits(read_dataset(tmp_path)) == splits(read_dataset(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("make", "beside"),
+    [
+        (lambda d: plain(d / "images", 3), "n.nii.gz"),
+        (lambda d: plain(d, 3), "labels/h1.nii.gz"),
+        (brats, "healthy_t1.nii.gz"),
+        (brats, "BraTS20_Training_001/a_t1.nii.gz"),
+    ],
+)
+def test_volumes_that_a_layout_would_leave_out_are_named(tmp_path, make, beside):
+    make(tmp_path)
+    assert read_dataset(tmp_path).problems == ()
+    volume(tmp_path / beside)
+    (problem,) = read_dataset(tmp_path).problems
+    assert problem.startswith(f"{tmp_path / beside}: is not placed and named as layout")
+
+
+def test_an_empty_mask_folder_makes_nobody_healthy(tmp_path):
+    plain(tmp_path)
+    (tmp_path / "masks").mkdir()
+    (problem,) = read_dataset(tmp_path).problems
+    assert "masks: holds no mask, so all volumes would count as healthy" in problem
+
+
+def test_sessions_of_one_subject_are_in_one_split(tmp_path):
+    for subject in range(6):
+        for session in (1, 2):
+            volume(tmp_path / f"sub-{subject:02d}_ses-{session}_T1w.nii.gz", 10 * subject + session)
+    found = {}
+    for case in read_dataset(tmp_path).cases:
+        found.setdefault(case.subject, set()).add(case.split)
+    assert sorted(found) == [f"sub-{subject:02d}" for subject in range(6)]
+    assert all(len(one) == 1 for one in found.values())
+
+
+def test_a_volume_whose_contrast_nothing_says_does_not_join_those_that_say_theirs(tmp_path):
+    for seed, name in enumerate(("a_T1w", "b_T1w", "c_T1w", "d_MRA")):
+        volume(tmp_path / f"{name}.nii.gz", seed)
+    with pytest.raises(DataError, match=r"mixed modalities: t1 \(a_T1w.*\), unknown \(d_MRA"):
+        of_contrast(read_dataset(tmp_path), None)
+    assert {case.name[0] for case in of_contrast(read_dataset(tmp_path), "t1").cases} == set("abc")
+
+
+def test_a_table_s_contrasts_are_those_of_file_names(tmp_path):
+    cases = read_dataset(
+        table(tmp_path, "a.nii,,train,T1w", "b.nii,,train,t1", columns="image,mask,split,contrast")
+    ).cases
+    assert [case.contrast for case in cases] == ["t1", "t1"]
+
+
+def test_a_name_that_is_no_text_is_split_as_any(tmp_path):
+    assert split_subjects(["h\udcff0", "h1"], "calibration", "train", 0.5).keys() == {"h\udcff0", "h1"}
