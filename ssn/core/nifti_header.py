@@ -18,6 +18,7 @@ from ssn.core.errors import VolumeError
 from ssn.core.nifti_stream import NiftiStream, refusal
 
 MIN_AXIS_VOXELS = 8
+MAX_VOXELS = 512**3  # for more no memory is taken
 MIN_ZOOM_MM, MAX_ZOOM_MM = 0.2, 10.0
 # Volume of a voxel over the product of its edges: 1 for a box, 0 for a flat one. No scan is near 0.
 MIN_VOXEL_SHAPE = 1e-4
@@ -61,7 +62,7 @@ class DeclaredVolume:
     doubts: tuple[str, ...] = ()  # what the header leaves open about where left is; a line each
 
 
-def read_header(stream: NiftiStream, max_voxels: int) -> DeclaredVolume:
+def read_header(stream: NiftiStream) -> DeclaredVolume:
     """Read and check the header, and leave the stream at the first voxel.
 
     Raises
@@ -73,10 +74,10 @@ def read_header(stream: NiftiStream, max_voxels: int) -> DeclaredVolume:
     header, header_bytes = _parse(stream)
     shape = _checked_shape(path, header)
     voxels = math.prod(shape)
-    if voxels > max_voxels:
+    if voxels > MAX_VOXELS:
         raise refusal(
             path,
-            f"declares {_times(shape)} voxels, more than the limit of {max_voxels}",
+            f"declares {_times(shape)} voxels, more than the limit of {MAX_VOXELS}",
             "check the file, or resample it",
         )
     dtype = _checked_dtype(path, header)

@@ -17,6 +17,7 @@ from ssn.core.errors import OutputError
 from ssn.core.nifti_header import DeclaredVolume, read_header, voxel_shape
 from ssn.core.nifti_stream import NiftiStream, refusal
 
+_MOST_NONFINITE = 0.05  # of the voxels
 _CHUNK_VOXELS = 1 << 20
 # ISA-L level 1: six times as fast as zlib's fastest level, at the same size.
 _GZIP_LEVEL = 1
@@ -49,20 +50,12 @@ class Volume:
         return float(np.prod(self.zooms)) * voxel_shape(self.affine) / 1000
 
 
-def read_volume(path: Path, *, max_voxels: int = 512**3, max_nonfinite_share: float = 0.05) -> Volume:
+def read_volume(path: Path) -> Volume:
     """Read a `.nii` or `.nii.gz` file that holds one brain volume, or say why it does not.
 
     NIfTI-1 and NIfTI-2, either byte order, any integer or float type up to 64 bits, any orientation. The
-    file is read once, to its end; memory peaks at two float32 copies of the volume.
-
-    Parameters
-    ----------
-    path
-        The file. Compression is read from its content, not from its name.
-    max_voxels
-        Largest volume for which memory is taken.
-    max_nonfinite_share
-        Largest share (0 to 1) of NaN or infinite voxels; they become background (`background`).
+    file is read once, to its end; memory peaks at two float32 copies of the volume. Compression is read from its
+    content, not from its name. NaN and infinite voxels become background (`background`), if they are few.
 
     Raises
     ------
@@ -73,10 +66,10 @@ def read_volume(path: Path, *, max_voxels: int = 512**3, max_nonfinite_share: fl
     path = Path(path)
     try:
         with NiftiStream(path) as stream:
-            declared = read_header(stream, max_voxels)
+            declared = read_header(stream)
             voxels, nonfinite = _read_voxels(stream, declared)
             sha256 = stream.finish()
-        _check_content(path, voxels, nonfinite, max_nonfinite_share)
+        _check_content(path, voxels, nonfinite)
         ornt = orientations.io_orientation(declared.affine)
         own = voxels.reshape(declared.shape, order="F")
         data = _reordered(orientations.apply_orientation(own, ornt))
@@ -118,11 +111,6 @@ def background(data: NDArray[np.float32]) -> tuple[float, float]:
     if not values.size:
         return 0.0, 0.0
     return float(values[counts.argmax()]), float(counts.max() / faces.size)
-
-
-def to_canonical(own: NDArray[Any], like: Volume) -> NDArray[Any]:
-    """Bring an array (3D) from the input's own axis order to the canonical one; a view, no interpolation."""
-    return np.asarray(orientations.apply_orientation(own, like.orientation))
 
 
 def from_canonical(canonical: NDArray[Any], like: Volume) -> NDArray[Any]:
@@ -211,9 +199,9 @@ def _read_voxels(stream: NiftiStream, declared: DeclaredVolume) -> tuple[NDArray
     return voxels, nonfinite
 
 
-def _check_content(path: Path, voxels: NDArray[np.float32], nonfinite: int, max_share: float) -> None:
+def _check_content(path: Path, voxels: NDArray[np.float32], nonfinite: int) -> None:
     share = nonfinite / voxels.size
-    if share > max_share:
+    if share > _MOST_NONFINITE:
         raise refusal(
             path,
             f"{share:.1%} of its voxels are NaN or infinite",

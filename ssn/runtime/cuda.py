@@ -39,7 +39,7 @@ def _driver_version() -> str:
     return next((word for word in words if word.count(".") >= 1 and word.replace(".", "").isdigit()), "")
 
 
-def find_device(index: int = 0) -> tuple[Device | None, str]:
+def find_device() -> tuple[Device | None, str]:
     """Look for a GPU. Returns the device, or None and the reason, in words; it never raises."""
     try:
         runtime = _runtime()
@@ -51,9 +51,9 @@ def find_device(index: int = 0) -> tuple[Device | None, str]:
         return None, "no NVIDIA driver, or one older than the CUDA binding needs"
     if int(code) == _NO_DEVICE or (int(code) == 0 and count == 0):
         return None, "no NVIDIA GPU"
-    if int(code) or count <= index:
+    if int(code) or count < 1:
         return None, f"CUDA does not start ({_explain(runtime, code)})"
-    code, properties = runtime.cudaGetDeviceProperties(index)
+    code, properties = runtime.cudaGetDeviceProperties(0)
     if int(code):
         return None, f"the GPU does not answer ({_explain(runtime, code)})"
     name = properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
@@ -85,8 +85,8 @@ class Cuda:
         If there is no device, and from every method whose CUDA call fails.
     """
 
-    def __init__(self, index: int = 0) -> None:
-        device, reason = find_device(index)
+    def __init__(self) -> None:
+        device, reason = find_device()
         if device is None:
             raise BackendError(f"no GPU to run on: {reason}")
         self.device = device
@@ -94,7 +94,7 @@ class Cuda:
         self._stack = ExitStack()
         self.allocated = 0  # bytes on the device
         self.released = False
-        self._check(self._rt.cudaSetDevice(index), "cudaSetDevice")
+        self._check(self._rt.cudaSetDevice(0), "cudaSetDevice")
 
     def _check(self, result: tuple[Any, ...], what: str) -> Any:
         code, *values = result

@@ -74,8 +74,7 @@ class _Painter:
         size = (self.sizes[right], self.sizes[up])
 
         def view(array: NDArray[np.generic], how: Image.Resampling) -> NDArray[np.float32]:
-            plane = np.asarray(array[tuple(where)], np.float32)
-            plane = plane.T if right < up else plane
+            plane = np.asarray(array[tuple(where)], np.float32).T
             image = Image.fromarray(np.ascontiguousarray(plane[::-1])).resize(size, how)
             return np.asarray(image, np.float32)
 

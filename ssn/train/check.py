@@ -17,7 +17,6 @@ from ssn.core.nifti_stream import NiftiStream
 from ssn.train.cases import HEALTHY_SPLITS, Case, Dataset
 from ssn.train.masks import read_mask
 
-_MAX_VOXELS = 512**3  # as `read_volume` takes them
 _LIST_PROBLEMS = "ssn-train check-data lists them all"
 
 
@@ -44,7 +43,7 @@ def read_grid(path: Path) -> Grid:
         If there is no file, or its header is not that of one plausible volume.
     """
     with NiftiStream(path) as stream:
-        declared = read_header(stream, _MAX_VOXELS)
+        declared = read_header(stream)
     return _grid(declared)
 
 

@@ -201,10 +201,6 @@ def test_nifti2_dimensions_whose_product_overflows_64_bits_are_refused(nii):
     assert "more than the limit" in refused(nii, bytes(changed))
 
 
-def test_the_voxel_limit_can_be_set(nii):
-    assert "limit of 1000" in refused(nii, nifti_bytes(), max_voxels=1000)
-
-
 # --- anything at all
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from nifti_files import OBLIQUE, SHAPE, save, scan
 
-from ssn.core.volume import from_canonical, read_volume, to_canonical, write_map
+from ssn.core.volume import from_canonical, read_volume, write_map
 
 ALL_48_ORIENTATIONS = [
     (axes, signs) for axes in itertools.permutations(range(3)) for signs in itertools.product((1, -1), repeat=3)
@@ -55,13 +55,11 @@ def test_a_map_in_any_of_the_48_orientations_returns_to_the_voxels_it_came_from(
 
 
 @pytest.mark.parametrize(("axes", "signs"), ALL_48_ORIENTATIONS[::7])
-def test_to_canonical_and_from_canonical_are_inverse(tmp_path, axes, signs):
+def test_from_canonical_brings_a_volume_back_as_it_lay(tmp_path, axes, signs):
     affine = np.eye(4)
     affine[:3, :3] = np.eye(3)[list(axes)] * signs
     volume = read_volume(save(tmp_path / "in.nii", scan(), affine))
-    own = scan(dtype=np.float32)
-    np.testing.assert_array_equal(to_canonical(own, volume), volume.data)
-    np.testing.assert_array_equal(from_canonical(volume.data, volume), own)
+    np.testing.assert_array_equal(from_canonical(volume.data, volume), scan(dtype=np.float32))
 
 
 def test_an_oblique_volume_is_read_and_its_map_has_the_same_affine(tmp_path):
