@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Literal
 
 from ssn.benchmarks.measure import Ratio, Verdict
@@ -93,12 +94,17 @@ def check_claim(
     return findings
 
 
-def holds(findings: Sequence[Finding], quantities: Sequence[Quantity], named: Sequence[str] = ()) -> bool:
+def holds(
+    findings: Sequence[Finding],
+    quantities: Sequence[Quantity],
+    against: Sequence[str] = (),
+    engines: Sequence[str] = (),
+) -> bool:
     """Whether the claim holds for every baseline.
 
     Parameters
     ----------
-    named : baselines and engines that it is about, each of which must have been measured
+    against, engines : baselines and engines that it is about; each must have been measured, and each with each
 
     Raises
     ------
@@ -106,8 +112,10 @@ def holds(findings: Sequence[Finding], quantities: Sequence[Quantity], named: Se
         If something that it is about was not measured: of nothing everything would hold.
     """
     for quantity in quantities:
-        found = {name for one in findings if one.quantity == quantity for name in (one.method, one.engine)}
-        missing = [name for name in named if name not in found] if found else ["all"]
+        there = {(one.engine, one.method) for one in findings if one.quantity == quantity}
+        known = {name for pair in there for name in pair}
+        missing = [name for name in (*against, *engines) if name not in known] if there else ["all"]
+        missing += [" in ".join(pair[::-1]) for pair in product(engines, against) if pair not in there and not missing]
         if missing:
             raise ResultsError(f"{quantity} ({', '.join(missing)}): was not measured; ssn-bench latency or memory does")
     return all(finding.verdict == "holds" for finding in findings if finding.quantity in quantities)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import platform
 import subprocess
 import time
@@ -17,7 +16,7 @@ import numpy as np
 
 from ssn import __version__
 from ssn.core.volume import read_volume
-from ssn.runtime.machine import cpu_name, look
+from ssn.runtime.machine import cores, cpu_name, look
 
 _PACKAGES = (
     "numpy",
@@ -188,7 +187,7 @@ def environment(*, threads: int | None = None, scan: Path | None = None) -> dict
         "python": platform.python_version(),
         "system": platform.platform(),
         "cpu": cpu_name(),
-        "cores": os.cpu_count(),
+        "cores": cores(),
         "gpu": asdict(machine.device) if machine.device else None,
         "tensorrt_modules": {name: machine.modules[name] for name in ("tensorrt", "tensorrt_rtx")},
         "onnxruntime_providers": list(machine.providers),
@@ -213,14 +212,13 @@ def _commit() -> str | None:
     """Commit of the source tree, with "+" where it was changed since; None outside of one."""
     root = Path(__file__).parents[2]
     try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        )
+        if not Path(_git(root, "rev-parse", "--show-toplevel")).samefile(root):
+            return None  # ssn is installed somewhere inside of another project
+        return _git(root, "describe", "--always", "--dirty=+", "--exclude=*") or None
     except (OSError, subprocess.SubprocessError):
         return None
-    return described.stdout.strip() or None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    ended = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=10)
+    return ended.stdout.strip()

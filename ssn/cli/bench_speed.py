@@ -169,7 +169,7 @@ def claim(
                     cells = (one.method, one.engine, one.quantity, f"{one.wanted:g}x", one.line())
                     table.add_row(*(escape(cell) for cell in cells))
             Console(width=160).print(table)
-        verdict = holds(found, wanted, (*(against or ()), *(engine or ())) if of else ())
+        verdict = holds(found, wanted, against or (), engine or ())
         typer.echo("The claim holds." if verdict else "The claim does not hold, or is undecided, for at least one.")
         if not verdict:
             raise typer.Exit(1)

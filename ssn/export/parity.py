@@ -173,7 +173,7 @@ def measure(bundle: Bundle, samples: Sequence[Sample], reference: Sequence[Answe
     with np.errstate(invalid="ignore", over="ignore"):
         error = np.abs(found.astype(np.float64) - expected)
         correlation = np.corrcoef(expected, found)[0, 1]
-        map_z = max(_map_change(a.score_map, b.score_map) for a, b in zip(reference, given, strict=True))
+        map_z = float(np.max([_map_change(a.score_map, b.score_map) for a, b in zip(reference, given, strict=True)]))
     return Drift(
         log_likelihood=float(error.max()),
         log_likelihood_mean=float(error.mean()),

@@ -39,5 +39,5 @@ def test_who_is_behind_is_said_to_be():
     assert mean < high < 0
 
 
-def test_one_lesion_has_no_spread():
-    assert lead([0.5], [0.2]) == pytest.approx((0.3, 0.3, 0.3))
+def test_one_or_two_lesions_have_no_interval():
+    assert "| +0.300 [-] |" in leads({"ssn": method([0.5, 0.6]), "other": method([0.2, 0.3])})[2]

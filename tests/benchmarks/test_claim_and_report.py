@@ -140,6 +140,19 @@ def test_a_claim_holds_of_nothing_that_was_not_measured(results):
     assert invoke("claim", results, "--against", "UNet <16>", "--of", "memory").exit_code == 0
 
 
+def test_a_claim_about_several_engines_is_about_each_baseline_in_each(results):
+    rows = json.loads((results / "latency.json").read_text())
+    (ours,) = [row for row in rows["rows"] if row.get("method") == "VQVAE"]
+    rows["rows"].append(ours | {"engine": "openvino", "method": "AutoencoderKL"})
+    rows["rows"].append(ours | {"method": "AutoencoderKL"})
+    (results / "latency.json").write_text(json.dumps(rows))
+    named = ("--against", "VQVAE", "--against", "AutoencoderKL", "--engine", ours["engine"], "--engine", "openvino")
+    result = invoke("claim", results, *named)
+    assert result.exit_code == 1
+    assert "(VQVAE in openvino): was not measured" in result.stderr
+    assert invoke("claim", results, *named[:4]).exit_code == 0
+
+
 def test_a_problem_is_printed_as_it_is(results):
     rows = json.loads((results / "latency.json").read_text())
     rows["rows"][3] = rows["rows"][3] | {"problem": "cannot open [/opt/x/libfoo.so] [enforce fail]"}

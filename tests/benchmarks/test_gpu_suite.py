@@ -44,6 +44,19 @@ def _environment(out):
     return {**os.environ, "OUT": str(out), "PYTHON": sys.executable}
 
 
+@needs_no_gpu
+def test_the_script_vouches_for_no_older_result_and_knows_its_models(tmp_path):
+    (tmp_path / "gpu-compact.json").write_text("{}")
+    for models, said in (("compact", "needs an NVIDIA GPU"), ("compactt", "MODELS: no compactt; choose of compact")):
+        ended = subprocess.run(
+            [ROOT / "scripts" / "gpu_suite"],
+            env=_environment(tmp_path) | {"MODELS": models}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert ended.returncode == 1
+        (line,) = ended.stderr.strip().splitlines()
+        assert said in line
+
+
 def test_the_script_refuses_a_site_that_is_not_there(tmp_path):
     result = subprocess.run(
         [ROOT / "scripts" / "gpu_suite", tmp_path / "nowhere"],
@@ -121,6 +134,14 @@ def test_a_3d_network_is_timed_in_both_layouts_and_counted_as_often_as_a_volume_
     assert "problem" in found["broken"]
 
 
+def test_a_graph_that_cannot_be_captured_loses_no_other_time():
+    from ssn.benchmarks.gpu.networks_3d import _best
+
+    refused = {"precision": "fp16", "launched": {"median_ms": 2.0}, "graph_problem": {"problem": "no stream"}}
+    assert _best(refused) == 2.0
+    assert _best(refused | {"graph": {"median_ms": 1.0}}) == 1.0
+
+
 def test_flops_are_those_of_the_matrices(tiny_detector):
     from ssn.benchmarks.gpu.detector import count_flops
 
@@ -157,3 +178,15 @@ def test_the_environment_names_the_machine_and_the_versions():
     assert found["cpu"]
     assert "numpy" in found["packages"]
     assert (found["gpu"] is None) == (find_device()[0] is None)
+
+
+def test_the_commit_is_of_this_tree_and_not_of_one_around_it(tmp_path, monkeypatch):
+    from ssn.benchmarks import measure
+
+    somebody = ("-c", "user.name=a", "-c", "user.email=a@b")
+    for arguments in (("init", "-q"), (*somebody, "commit", "-qm", "x", "--allow-empty")):
+        subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
+    for root, known in ((tmp_path, True), (tmp_path / "site", False)):
+        (root / "ssn" / "benchmarks").mkdir(parents=True)
+        monkeypatch.setattr(measure, "__file__", str(root / "ssn" / "benchmarks" / "measure.py"))
+        assert (environment()["commit"] is not None) == known

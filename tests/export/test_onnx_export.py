@@ -1,3 +1,4 @@
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -94,3 +95,11 @@ def test_the_flow_file_does_not_hold_its_condition_tables(tiny_detector, tiny_bu
     flow_parameters = sum(p.numel() for p in tiny_detector.flow.parameters())
     codes = sum(b.numel() for b in tiny_detector.codes.buffers())
     assert (tiny_bundle / FLOW_FILE).stat().st_size < 4 * (flow_parameters + codes) + 100_000
+
+
+def test_a_model_that_gives_no_number_is_not_exported(tiny_detector, tiny_calibration, tmp_path):
+    broken = deepcopy(tiny_detector)
+    broken.network.whitening[0, 0] = float("nan")
+    with pytest.raises(ExportError, match="differs from torch by nan"):
+        exporting.export_bundle(broken, tiny_calibration, tmp_path / "bundle", name="broken", modality="t1")
+    assert list(tmp_path.iterdir()) == []

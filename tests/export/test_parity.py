@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from brains import LESION_AT, brain_array, save
 from typer.testing import CliRunner
+from written_engines import write
 
 from ssn.cli.export import app
-from ssn.core.bundle import load_bundle
+from ssn.core.bundle import FLOW_FILE, load_bundle
 from ssn.core.errors import DataError
-from ssn.export.check import check_bundle, ways
+from ssn.export.check import _kept_in_fp32, check_bundle, ways
 from ssn.export.parity import DECIDED_Z, TOLERANCES, Drift, answers, excerpt, excesses, measure, method_of, prepare
 from ssn.export.torch_reference import torch_method
 from ssn.runtime.onnxruntime import OnnxRuntimeBackend
@@ -199,3 +200,12 @@ def test_check_refuses_what_it_cannot_use_in_one_line(tiny_bundle, tmp_path, fil
         result = check(*arguments)
         assert result.exit_code == 1
         assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_an_engine_of_other_graphs_does_not_say_which_nodes_a_check_keeps(tiny_bundle, tmp_path):
+    bundle = load_bundle(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    folder = write(bundle, graphs={FLOW_FILE: "0" * 64})
+    assert _kept_in_fp32(bundle) is None, "it would not run"
+    shutil.rmtree(folder)
+    write(bundle)
+    assert _kept_in_fp32(bundle) == set()

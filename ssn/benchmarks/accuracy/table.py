@@ -61,18 +61,17 @@ def leads(results: Results) -> list[str]:
         for metric in _LEADS:
             pairs = zip(ours["volumes"], found["volumes"], strict=True)
             differences = [own[metric] - other[metric] for own, other in pairs if own["lesion"]]
-            low, high = _interval(differences)
-            cells.append(f"{np.mean(differences):+.3f} [{low:+.3f}, {high:+.3f}]")
+            cells.append(f"{np.mean(differences):+.3f} {_interval(differences)}")
         rows.append([method, *cells])
     return _table(header, rows)
 
 
-def _interval(differences: Sequence[float]) -> tuple[float, float]:
-    """95 % percentile bootstrap of a mean; of one value, that value."""
-    if len(differences) < 2:
-        return differences[0], differences[0]
+def _interval(differences: Sequence[float]) -> str:
+    """95 % percentile bootstrap of a mean; fewer than three volumes have none."""
+    if len(differences) < 3:
+        return "[-]"
     found = bootstrap((differences,), np.mean, method="percentile", rng=np.random.default_rng(0)).confidence_interval
-    return float(found.low), float(found.high)
+    return f"[{found.low:+.3f}, {found.high:+.3f}]"
 
 
 def by_group(results: Results, metric: str) -> list[str]:

@@ -56,7 +56,8 @@ def _measure(baseline: Baseline, rounds: int, shape: Shape, device: str) -> Repo
 
 
 def _best(way: Report) -> float:
-    return min((found["median_ms"] for found in way.values() if isinstance(found, dict)), default=math.inf)
+    timed = (found for found in way.values() if isinstance(found, dict) and "median_ms" in found)
+    return min((found["median_ms"] for found in timed), default=math.inf)
 
 
 @torch.inference_mode()
