@@ -79,7 +79,7 @@ def accuracy(
         from ssn.core.outputs import check_folder
         from ssn.train.datasets import open_split, refuse_shared, refuse_without_lesion
         from ssn.train.evaluate import print_table
-        from ssn.train.trained import calibration_of
+        from ssn.train.trained import calibration_of, refuse_trained
 
         check_output(output, overwrite=force)
         if cache:
@@ -101,6 +101,10 @@ def accuracy(
         learned_of = [*learned_from, *splits.calibration]
         refuse_shared(learned_of, [*splits.validation, *splits.test, *chain(*splits.controls.values())])
         refuse_shared(splits.validation, splits.test)
+        for trained in models.values():
+            refuse_trained(
+                trained, [*splits.calibration, *splits.validation, *splits.test, *chain(*splits.controls.values())]
+            )
         for cases in (splits.validation, splits.test):
             refuse_without_lesion(cases)
         train = [case.image for case in learned_from]

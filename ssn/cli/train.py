@@ -55,7 +55,14 @@ def synth(
         Literal["icbm152", "sri24"], typer.Option(help="Anatomy that subjects are made from.")
     ] = "icbm152",
     slice_mm: Annotated[int, typer.Option(help="Thickness of the axial slices, in mm.", min=1, max=10)] = 1,
-    seed: Annotated[int, typer.Option(help="Another seed makes other people.", min=0, max=2**31 - 1)] = 1,
+    seed: Annotated[
+        int,
+        typer.Option(
+            help="Another seed makes other people; with other sizes the same seed makes the same, in other splits.",
+            min=0,
+            max=2**31 - 1,
+        ),
+    ] = 1,
     workers: Annotated[int, typer.Option(help="Processes.", min=1)] = 2,
 ) -> None:
     """Make a synthetic cohort: images, exact lesion masks, and cohort.csv."""
@@ -88,12 +95,18 @@ def fit(
     loss: Annotated[Literal["spp", "triplet", "hard", "none"], typer.Option(help="Contrastive term.")] = "spp",
     anomalies: Annotated[
         Literal["noise", "image"] | None,
-        typer.Option(help="What SPP pushes away: noised features, or features of blobs in the image."),
+        typer.Option(
+            help="What spp and hard push away: noised features, or features of blobs in the image; triplet knows noise "
+            "only, and with --loss none there is nothing to push."
+        ),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the volumes.", min=1)] = None,
     batch: Annotated[int | None, typer.Option(help="Locations a step.", min=2)] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Adam's.", min=0)] = None,
-    noise: Annotated[float | None, typer.Option(help="Noise of synthetic anomalies.", min=0)] = None,
+    noise: Annotated[
+        float | None,
+        typer.Option(help="Noise of synthetic anomalies; no effect on those in the image, or with --loss none.", min=0),
+    ] = None,
     share: Annotated[float | None, typer.Option(help="Share of locations an epoch.", min=0, max=1)] = None,
     mix: Annotated[int | None, typer.Option(help="Volumes shuffled together.", min=1)] = None,
     precision: Annotated[Literal["fp32", "bf16"] | None, typer.Option(help="Of the flow's products.")] = None,
@@ -101,7 +114,9 @@ def fit(
         int,
         typer.Option(help="Rounds (8 steps of 24 slices) of training encoder and flow together, at the end.", min=0),
     ] = 0,
-    encoder_learning_rate: Annotated[float | None, typer.Option(help="Adam's, in those rounds.", min=0)] = None,
+    encoder_learning_rate: Annotated[
+        float | None, typer.Option(help="Adam's, in those rounds; no effect without --tune-encoder.", min=0)
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, order and noise.", min=0, max=2**31 - 1)] = 0,
     resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in the output folder.")] = False,
     device: DeviceOption = "auto",
@@ -195,11 +210,13 @@ def calibrate(
         from ssn.train.distributed import choose_device
         from ssn.train.evaluate import detector_log_likelihood
         from ssn.train.features import FeatureReader
+        from ssn.train.trained import refuse_trained
 
         detector = load_checkpoint(checkpoint).to(choose_device(device))
         cache = cache or checkpoint / "features"
         reader = FeatureReader(detector.network, cache)
         cases = open_split(data, "calibration", layout, contrast)
+        refuse_trained(checkpoint, cases)
         check_folder(cache)
         check_file(checkpoint / CALIBRATION_FILE, overwrite=True)
         grid = detector.config.grid
@@ -242,8 +259,8 @@ def evaluate(
         from ssn.core.errors import DataError
         from ssn.core.outputs import check_file
         from ssn.train import evaluate as measuring
-        from ssn.train.datasets import open_measured, open_split, refuse_shared
-        from ssn.train.trained import open_trained
+        from ssn.train.datasets import open_measured, open_split, refuse_shared, refuse_without_lesion
+        from ssn.train.trained import open_trained, refuse_trained
 
         if own_threshold and validation:
             raise DataError("--own-threshold and --validation: the threshold comes from one of them; leave out one")
@@ -257,6 +274,9 @@ def evaluate(
             else open_split(validation or data, "validation", None if validation else layout, contrast)
         )
         refuse_shared(chosen_on, test)
+        refuse_trained(model, [*chosen_on, *test])
+        if not own_threshold:
+            refuse_without_lesion(chosen_on)
         with progress_bar() as bar:
             task = bar.add_task("volumes", total=len(test) + len(chosen_on))
 

@@ -177,6 +177,9 @@ def _check_texts(manifest: Mapping[str, Any]) -> None:
     encoder = architecture.get("encoder", {}) if isinstance(architecture, dict) else None
     if not isinstance(encoder, dict) or not isinstance(encoder.get("name", ""), str):
         raise TypeError("architecture names no encoder")
+    training = manifest.get("training", {})
+    if not isinstance(training, dict) or not isinstance(training.get("made_of", {}), dict):
+        raise TypeError("training is no record")
 
 
 def _check_spec(spec: ModelSpec) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,13 @@ def file_entry(data: bytes) -> dict[str, Any]:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's contents; raises OSError where it cannot be read."""
+    """SHA-256 of a file's contents, read anew where size or time of change differ; OSError where it cannot be read."""
+    seen = path.stat()
+    return _sha256(path.absolute(), seen.st_size, seen.st_mtime_ns)
+
+
+@cache
+def _sha256(path: Path, size: int, changed_ns: int) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

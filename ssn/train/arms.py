@@ -38,7 +38,8 @@ class Arm:
     ----------
     run : name of its files; the base's is the same under every question, so that it is trained once
     scoring : what a log-likelihood is compared with before it is a score: healthy volumes at its place ("place"),
-        or anywhere in the brain ("brain"), or, as published, its own volume, whose map is rescaled to 0..1 ("volume")
+        or anywhere in the brain ("brain"), or its own volume, whose map is rescaled to 0..1 as the published
+        evaluation does with its own map, max(exp) - exp ("volume")
     """
 
     question: Question
@@ -135,11 +136,14 @@ def _models(question: Question, config: ModelConfig) -> dict[str, ModelConfig]:
             counts = sorted({*BLOCKS, config.blocks}, reverse=True)
             return {f"{blocks} blocks": replace(config, blocks=blocks) for blocks in counts}
         case "width":
+            # Components are chosen by whitening: without it they would change two things at once.
+            fewer = COMPONENTS if config.whiten else ()
+            longer = (2 * config.plane_channels, 2 * config.depth_channels)
             return {
                 "full": config,
-                **{f"{count} components": replace(config, whiten=True, components=count) for count in COMPONENTS},
+                **{f"{count} components": replace(config, components=count) for count in fewer},
                 **{f"hidden layers of {size}": replace(config, hidden=size) for size in HIDDEN},
-                "code twice as long": replace(config, plane_channels=2 * plane, depth_channels=2 * depth),
+                "code twice as long": replace(config, plane_channels=longer[0], depth_channels=longer[1]),
             }
         case "normalisation":
             return {

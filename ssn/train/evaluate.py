@@ -241,10 +241,12 @@ def print_table(title: str, summary: dict[str, Any]) -> None:
             cells = ["-" if values[name] is None else f"{values[name]:.3f}" for name in METRICS]
             table.add_row(escape(label), str(values["volumes"]), *cells)
     console = Console()
-    console.print(table)
+    if table.row_count:
+        console.print(table)
     healthy = summary["healthy"]
     if healthy["volumes"]:
         wrong = (
             f"{healthy['false_positive_ml']:.1f} ml above the threshold in each of {healthy['volumes']} healthy volumes"
         )
-        console.print(f"{wrong}; AUROC of volume scores {summary.get('volume_auroc', float('nan')):.3f}")
+        told = f"AUROC of volume scores {summary['volume_auroc']:.3f}" if table.row_count else "no volume has a lesion"
+        console.print(f"{wrong}; {told}")

@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
+from ssn.core.atomic import printable
+from ssn.core.errors import DataError
 from ssn.core.hashed_files import file_sha256
 from ssn.core.slices import SliceStack, cut_slices
 from ssn.core.volume import Volume, read_volume
@@ -58,9 +60,23 @@ class AlteredFeatures:
 
 
 def stack_for(network: FeatureNetwork, volume: Volume, *, thick: bool = True) -> SliceStack:
-    """Cut a volume into the network's slices; not `thick`, into those that its thick ones are made of."""
+    """Cut a volume into the network's slices; not `thick`, into those that its thick ones are made of.
+
+    Raises
+    ------
+    DataError
+        If the network takes for brain what is not 0, and the volume's background would not be.
+    """
     config = network.config
-    return cut_slices(volume, config.grid, network.cells, config.normalisation, config.thick if thick else None)
+    stack = cut_slices(volume, config.grid, network.cells, config.normalisation, config.thick if thick else None)
+    if config.brain_only and config.normalisation == "minmax":
+        background = volume.data[~stack.brain]
+        if background.size and np.median(background) > volume.data.min():
+            raise DataError(
+                f"{printable(volume.path)}: its background is not its lowest value, so min-max does not make it 0, by "
+                "which 'brain only' knows it; shift its grey values, or take normalisation robust"
+            )
+    return stack
 
 
 @torch.inference_mode()

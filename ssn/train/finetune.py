@@ -85,7 +85,7 @@ def finetune(
     Raises
     ------
     DataError
-        Slices of an unusable size, too few of them, other settings than before, or divergence.
+        Slices of an unusable size, too few of them, other settings than before, fewer steps, or divergence.
     """
     torch.manual_seed(options.seed)
     network = EncoderDecoder(config, "none" if resume else weights)
@@ -103,6 +103,11 @@ def finetune(
         record = _restore(folder, network, optimiser, record)
     network.to(ranks.device)
     done = record["history"][-1]["iteration"] if record["history"] else 0
+    if done > options.iterations:
+        raise DataError(
+            f"{folder}: has been fine-tuned for {done} steps, more than the {options.iterations} asked for; "
+            "resume with as many or more"
+        )
     losses: list[float] = []
     for iteration in range(done, options.iterations):
         losses.append(_train_step(network, optimiser, images.train, options, iteration, ranks))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -173,10 +173,9 @@ def fit(
     return detector.to(torch.device("cpu"))
 
 
-def _made_of(paths: Sequence[Path], weights: EncoderWeights) -> dict[str, str]:
+def _made_of(paths: Sequence[Path], weights: EncoderWeights) -> dict[str, Any]:
     """Tell by contents the volumes, in their order, which decides what each step draws, and the encoder's weights."""
-    digests = "".join(file_sha256(path) for path in paths)
-    return {"volumes": hashlib.sha256(digests.encode()).hexdigest(), "encoder_weights": weights_identity(weights)}
+    return {"volumes": [file_sha256(path) for path in paths], "encoder_weights": weights_identity(weights)}
 
 
 def _check_resumable(
@@ -191,7 +190,10 @@ def _check_resumable(
     before, now = record.get("made_of", {}), _made_of(paths, weights)
     if before.get("encoder_weights") != now["encoder_weights"]:
         raise DataError(f"{folder}: was trained with other --encoder-weights; resume with the same ones")
-    if detector.config != config or record.get("options") != options.settings():
+    settings = options.settings()
+    if not record.get("tuning"):  # the encoder's rate has decided nothing yet
+        record["options"] = record.get("options", {}) | {"encoder_learning_rate": settings["encoder_learning_rate"]}
+    if detector.config != config or record.get("options") != settings:
         raise DataError(f"{folder}: was trained with other settings; resume with the same ones")
     if before != now:
         raise DataError(

@@ -44,7 +44,8 @@ class ModelConfig:
     occupancy : float
         A map cell counts as brain when this share of it is brain; other cells are neither trained nor computed.
     brain_only : bool
-        Leave background out of the 3 x 3 means at the brain's rim (extension; brain is where a slice is not 0).
+        Leave background out of the 3 x 3 means at the brain's rim (extension; brain is where a slice is not 0;
+        with min-max, a volume whose background would not be is refused by `ssn.train.features`).
     """
 
     encoder: EncoderConfig = PAPER

@@ -30,8 +30,8 @@ class FitOptions:
     mix : int
         Volumes whose locations are shuffled together; 1 shuffles within a volume.
     precision : "fp32" or "bf16"
-        Of the flow's matrix products; weights, sums and gradients stay in FP32. On a processor with bfloat16
-        instructions "bf16" takes a third of the time.
+        Of the flow's matrix products; weights and gradients stay in FP32, but on a CPU "bf16" sums each block's
+        log-determinant in bfloat16. On a processor with bfloat16 instructions it takes a third of the time.
     tune_encoder : int
         Rounds in which encoder and flow are trained together, after the epochs on the frozen encoder's
         features (`ssn.train.joint`); 0 leaves the encoder as it is.

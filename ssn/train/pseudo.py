@@ -72,7 +72,10 @@ def insert_blobs(stack: SliceStack, seed: int, count: int) -> tuple[SliceStack, 
     rng = np.random.default_rng(seed)
     slices = stack.slices.copy()
     mask = np.zeros(slices.shape, bool)
-    brain = slices > 0
+    reached = stack.placement.to_canonical(
+        stack.brain[stack.box].astype(np.float32), stack.first, stack.first + len(stack.occupancy), box=stack.box
+    )
+    brain = (slices > 0) & (reached > 0)  # min-max leaves a background above 0 that is not the minimum
     places = np.argwhere(brain[:, ::2, ::2]) * (1, 2, 2)
     for _ in range(count):
         radius = float(np.exp(rng.uniform(*np.log(RADIUS_MM))))

@@ -17,7 +17,7 @@ from ssn.core.geometry import GridConfig
 from ssn.core.slices import cut_slices
 from ssn.core.volume import read_volume
 from ssn.train.cases import Layout, split_subjects
-from ssn.train.datasets import open_split, read_dataset
+from ssn.train.datasets import open_split, read_dataset, recognise
 from ssn.train.layouts import pictures_in
 
 PICTURE_SIZE = 256  # pixels, as published
@@ -54,10 +54,11 @@ def read_slice_images(
     Raises
     ------
     DataError
-        If there are too few healthy images, or one cannot be read.
+        If there are too few healthy images, one cannot be read, or a data set lies beside pictures.
     """
     pictures = pictures_in(path) if layout is None else []
     if pictures:
+        _refuse_beside_a_dataset(path, pictures[0])
         splits = split_subjects((p.name for p in pictures), "validation", "train", VALIDATION_SHARE)
         groups = [[p for p in pictures if splits[p.name] == split] for split in ("train", "validation")]
         return _from_pictures(path, groups, size, progress)
@@ -69,6 +70,18 @@ def read_slice_images(
     held_out = split_subjects((case.subject for case in cases), "validation", "train", VALIDATION_SHARE)
     files = [[c.image for c in cases if held_out[c.subject] == split] for split in ("train", "validation")]
     return _from_volumes(path, files, size, slices_a_volume, seed, progress)
+
+
+def _refuse_beside_a_dataset(path: Path, picture: Path) -> None:
+    """Refuse pictures where a known layout lies too: they may be stray, and so may the data set."""
+    try:
+        layout = recognise(path)
+    except DataError:
+        return
+    raise DataError(
+        f"{printable(path)}: holds pictures ({picture.name}) and a data set (layout {layout}); give --layout {layout} "
+        "for the data set, or move the pictures to a folder of their own"
+    )
 
 
 def _from_pictures(

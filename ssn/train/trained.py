@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
 
+from ssn.core.atomic import printable
 from ssn.core.bundle import MANIFEST_FILE, Bundle, load_bundle
+from ssn.core.errors import DataError, OutputError
+from ssn.core.hashed_files import file_sha256
+from ssn.core.outputs import check_folder
 from ssn.core.scoring import Calibration
 from ssn.runtime.backend import DEFAULT_BATCH, Backend
 from ssn.runtime.choose import DeviceName, Request, open_backend
 from ssn.runtime.pipeline import infer_volume
 from ssn.train.calibrate import load_calibration
-from ssn.train.checkpoint import load_checkpoint
+from ssn.train.cases import Case
+from ssn.train.checkpoint import RECORD_FILE, load_checkpoint
 from ssn.train.distributed import choose_device
 from ssn.train.evaluate import DetectorMethod, ScoredVolume
 
@@ -83,4 +90,37 @@ def open_trained(folder: Path, device: DeviceName = "auto") -> TrainedMethod:
         request = Request(device=device, threads=torch.get_num_threads())
         return BundleMethod(bundle, open_backend(bundle, request).backend)
     detector = load_checkpoint(folder).to(choose_device(device))
-    return DetectorMethod(detector, load_calibration(folder), folder / "features")
+    return DetectorMethod(detector, load_calibration(folder), _cache_in(folder))
+
+
+def _cache_in(folder: Path) -> Path | None:
+    """Where a checkpoint's features are kept; nowhere, if the folder cannot be written to."""
+    cache = folder / "features"
+    try:
+        check_folder(cache)
+    except OutputError:
+        return None
+    return cache
+
+
+def refuse_trained(folder: Path, cases: Sequence[Case]) -> None:
+    """Refuse a volume that a checkpoint or a bundle was trained on: its flow knows it, so it is no new healthy one.
+
+    A data set's splits say nothing of that: one subject more moves others to other splits.
+
+    Raises
+    ------
+    DataError
+        If the contents of a case's file were trained on; it is named.
+    """
+    if is_bundle(folder):
+        record = load_bundle(folder).manifest.get("training", {})
+    else:
+        record = json.loads((folder / RECORD_FILE).read_text())
+    learned = record.get("made_of", {}).get("volumes", ())
+    for case in cases:
+        if file_sha256(case.image) in learned:
+            raise DataError(
+                f"{printable(case.image)}: is in split {case.split!r}, and {printable(folder)} was trained on it; "
+                "leave it out of this data set, or train again on its split 'train'"
+            )

@@ -145,3 +145,31 @@ def test_an_ablation_that_cannot_be_measured_is_refused_before_any_training(heal
         assert message in result.stderr
     assert run(train.app, "ablate", healthy, "--question", "colour", "-o", out).exit_code == 2
     assert not out.exists()
+
+
+def test_volumes_that_a_model_was_trained_on_neither_calibrate_nor_measure_it(model, healthy, patients, tmp_path):
+    learned = open_split(healthy, "train")[0].image
+    data = table(tmp_path, f"{learned},,calibration")
+    for result in (run(train.app, "calibrate", model, data), _measured(model, learned, patients, tmp_path / "other")):
+        assert result.exit_code == 1, result.output
+        assert f"{learned}: is in split" in result.stderr
+        assert "was trained on it" in result.stderr
+
+
+def _measured(model, image, patients, folder):
+    folder.mkdir()
+    sick = open_split(patients, "test", contrast="t1")[0]
+    rows = (f"{image},,test,t1", f"{sick.image},{sick.mask},test,t1")
+    data = table(folder, *rows, columns="image,mask,split,contrast")
+    return run(train.app, "evaluate", model, data, "--own-threshold")
+
+
+def test_a_checkpoint_in_a_folder_that_cannot_be_written_to_is_measured(model, monkeypatch):
+    from ssn.core.errors import OutputError
+    from ssn.train import trained
+
+    def read_only(folder):
+        raise OutputError(f"{folder}: Permission denied")
+
+    monkeypatch.setattr(trained, "check_folder", read_only)
+    assert trained.open_trained(model)._reader._cache is None

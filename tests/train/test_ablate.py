@@ -32,7 +32,7 @@ from ssn.train.evaluate import (
 )
 from ssn.train.features import FeatureReader
 from ssn.train.network import FeatureNetwork, ModelConfig
-from ssn.train.presets import FitOptions
+from ssn.train.presets import FitOptions, preset
 
 TINY = ModelConfig(
     encoder=EncoderConfig("tf_efficientnet_lite0", out_indices=(2,)),
@@ -264,3 +264,11 @@ def test_other_volumes_of_the_same_names_are_other_volumes(data, tmp_path):
         run_arm(arm, 0, AblationData(**others), tmp_path / "first")
     run_arm(arm, 0, AblationData(**others), tmp_path / "second", reuse=tmp_path / "first")
     assert len(list((tmp_path / "first" / "models").glob("*/model.json"))) == 2, "no model of the first ones is reused"
+
+
+def test_a_base_that_does_not_whiten_is_given_neither_components_nor_a_code_that_it_lacks():
+    config, options = preset("paper")[:2]
+    assert not config.whiten
+    planned = {arm.value: arm.config for arm in plan_arms(["width"], config, options, "none")}
+    assert not any("components" in value for value in planned)
+    assert planned["code twice as long"].depth_channels == 2 * config.depth_channels == 0

@@ -57,6 +57,10 @@ def test_a_resumed_run_ends_in_the_same_weights(images, tuned, tmp_path):
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     with pytest.raises(DataError, match="other settings"):
         finetune(TINY, images, tmp_path, FinetuneOptions(iterations=9, batch=4), weights="none", resume=True)
+    with pytest.raises(DataError, match="has been fine-tuned for 6 steps"):
+        finetune(
+            TINY, images, tmp_path, FinetuneOptions(**{**vars(OPTIONS), "iterations": 3}), weights="none", resume=True
+        )
     with pytest.raises(DataError, match="other --encoder-weights"):
         finetune(TINY, images, tmp_path, OPTIONS, resume=True)
     others = SliceImages(images.train.flip(1), images.validation)
@@ -139,10 +143,12 @@ def test_what_cannot_be_tuned_on_is_one_clear_line(tmp_path):
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "0.png").write_text("no image")
     picture(tmp_path / "c" / "1.png")
+    picture(plain(tmp_path / "d") / "qc.png")
     for result, message in (
         (run(tumours), "has 0 healthy images"),
         (run(good, "--size", "40"), "multiple of 32"),
         (run(good, "--size", "32", "--batch", "4", "--accumulate", "3"), "3 pieces"),
+        (run(tmp_path / "d"), "holds pictures (qc.png) and a data set (layout folder)"),
         (run(tmp_path / "c"), "0.png: cannot be read as an image"),
     ):
         assert result.exit_code == 1, result.output

@@ -69,6 +69,19 @@ def test_resuming_with_other_settings_is_refused(tmp_path, scans, cache):
         fit(TINY, scans, tmp_path, replace(OPTIONS, noise=0.5), cache=cache, weights="none", resume=True)
 
 
+def test_the_encoders_rate_may_be_chosen_until_it_is_tuned(tmp_path, scans, cache):
+    fit(TINY, scans, tmp_path, replace(OPTIONS, epochs=1), cache=cache, weights="none")
+    fit(
+        TINY,
+        scans,
+        tmp_path,
+        replace(OPTIONS, epochs=1, encoder_learning_rate=0.5),
+        cache=cache,
+        weights="none",
+        resume=True,
+    )
+
+
 def test_a_folder_that_is_no_checkpoint_is_told_so(tmp_path):
     with pytest.raises(DataError, match="is not a checkpoint"):
         load_checkpoint(tmp_path)
