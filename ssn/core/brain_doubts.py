@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ssn.core.pose import SCALE_LIMITS, Side, brain_sides, find_scale
+from ssn.core.pose import LEAST_AREA, SCALE_LIMITS, Side, brain_sides, find_scale
 from ssn.core.slices import SliceStack
 from ssn.core.volume import Volume, background
 
@@ -26,26 +26,28 @@ def brain_doubts(volume: Volume, stack: SliceStack) -> list[str]:
 
 def _rim_doubts(volume: Volume, stack: SliceStack, sides: tuple[Side, Side, Side]) -> list[str]:
     """Interpolation after skull stripping makes waves around the brain, and all that isn't background is brain."""
-    data, brain = volume.data[stack.box], stack.brain[stack.box]
-    nothing, _ = background(volume.data)
-    away = np.abs(data - np.float32(nothing))
-    solid = np.zeros_like(stack.brain)
-    solid[stack.box] = brain & (away > _FAINT * np.percentile(away[brain][::8], 99))
-    inner = brain_sides(solid, volume.zooms)
-    faint = max(
-        end for own, all_ in zip(inner, sides, strict=True) for end in (own.low - all_.low, all_.high - own.high)
-    )
-    if faint < _RIM:
+    nothing = np.float32(background(volume.data)[0])
+    every = tuple(slice(part.start, part.stop, 4) for part in stack.box)
+    sample = np.abs(volume.data[every][stack.brain[every]] - nothing)
+    if not sample.size:
         return []
-    return [
-        f"it ends in {faint} voxels of values that are all but the background's, as interpolation after skull "
-        "stripping leaves them, and they count as brain; set them to the background's value, or interpolate linearly"
-    ]
+    faint = _FAINT * np.percentile(sample, 99)
+    for axis, (side, zoom) in enumerate(zip(sides, volume.zooms, strict=True)):
+        least = LEAST_AREA / (np.prod(volume.zooms) / zoom)
+        for end in (range(side.low, side.low + _RIM), range(side.high - _RIM, side.high)):
+            planes = [np.abs(volume.data.take(index, axis) - nothing) > faint for index in end]
+            if all(np.count_nonzero(plane) < least for plane in planes):
+                return [
+                    f"it ends in {_RIM} voxels or more of values that are all but the background's, as interpolation "
+                    "after skull stripping leaves them, and they count as brain; set them to its value, or "
+                    "interpolate linearly"
+                ]
+    return []
 
 
 def _hole_doubts(stack: SliceStack) -> list[str]:
-    """Brain with the background's value is none: of every other voxel, those with brain on all six sides."""
-    brain = np.ascontiguousarray(stack.brain[stack.box][::2, ::2, ::2])
+    """Brain with the background's value is none: of every third voxel, those with brain on all six sides."""
+    brain = np.ascontiguousarray(stack.brain[stack.box][::3, ::3, ::3])
     enclosed = ~brain
     for axis in range(3):
         enclosed &= np.logical_or.accumulate(brain, axis)

@@ -24,7 +24,7 @@ STANDARD_TOP = 174.0
 _STANDARD = (STANDARD_WIDTH, STANDARD_LENGTH)
 SCALE_LIMITS = (0.8, 1.25)
 _BRAIN_ML = (250.0, 2500.0)
-_LEAST_AREA = 50.0  # mm^2 of brain in a plane for the plane to count as brain: stray voxels don't move the box
+LEAST_AREA = 50.0  # mm^2 of brain in a plane for the plane to count as brain: stray voxels don't move the box
 _FULL_END = 900.0  # mm^2 of brain in a volume's last plane, a mm of its thickness: a round end has less, a cut one more
 _APART = 0.02  # of the brain: planes with less, and none between them and the rest, are something else
 _PAPER_SLICES = (24, 120, 182)  # first, stop, of how many (METHOD.md, parity mode)
@@ -98,7 +98,7 @@ def brain_sides(brain: NDArray[np.bool_], zooms: tuple[float, float, float]) -> 
 
 def _side(counts: NDArray[np.uint32], area: float, zoom: float) -> Side:
     """Of a plane's brain voxels, each of so many mm^2."""
-    inside = np.flatnonzero(counts * area >= _LEAST_AREA)
+    inside = np.flatnonzero(counts * area >= LEAST_AREA)
     if not inside.size:
         return Side(0, counts.size, False, False, 0)
     runs = np.split(inside, np.flatnonzero(np.diff(inside) > 1) + 1)
