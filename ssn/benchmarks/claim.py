@@ -104,20 +104,21 @@ def holds(
 
     Parameters
     ----------
-    against, engines : baselines and engines that it is about; each must have been measured, and each with each
+    against, engines : baselines and engines that it is about: each with each, and what was measured of anything
 
     Raises
     ------
     ResultsError
-        If something that it is about was not measured: of nothing everything would hold.
+        If a quantity of one of them was not measured: of nothing everything would hold.
     """
+    known = dict.fromkeys((one.method, one.engine) for one in findings)
+    about = [*known, *(pair for pair in product(against, engines) if pair not in known)]
     for quantity in quantities:
-        there = {(one.engine, one.method) for one in findings if one.quantity == quantity}
-        known = {name for pair in there for name in pair}
-        missing = [name for name in (*against, *engines) if name not in known] if there else ["all"]
-        missing += [" in ".join(pair[::-1]) for pair in product(engines, against) if pair not in there and not missing]
+        found = {(one.method, one.engine) for one in findings if one.quantity == quantity}
+        missing = [f"{method} in {engine}" for method, engine in about if (method, engine) not in found]
         if missing:
-            raise ResultsError(f"{quantity} ({', '.join(missing)}): was not measured; ssn-bench latency or memory does")
+            what = ", ".join(missing) if found else "all"
+            raise ResultsError(f"{quantity} ({what}): was not measured; ssn-bench latency or memory does")
     return all(finding.verdict == "holds" for finding in findings if finding.quantity in quantities)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ssn.benchmarks.slice_models import ModelName, make_bundle, make_detector, model_config
 from ssn.benchmarks.volumes import Shape
 from ssn.core.atomic import atomic_path
-from ssn.core.bundle import Bundle, load_bundle
+from ssn.core.bundle import MANIFEST_FILE, Bundle, load_bundle
 from ssn.core.volume import read_volume
 from ssn.runtime.backend import DEFAULT_BATCH, Backend
 from ssn.runtime.outputs import write_outputs
@@ -44,11 +44,10 @@ def slice_bundle(name: ModelName, folder: Path, scan: Path) -> Bundle:
     """Open the packaged bundle for the compact model; make one with random weights for the other, once."""
     if name == "compact":
         return load_bundle(DEFAULT_BUNDLE)
-    if not (folder / name).exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder) as scratch:  # a half-made one would be taken for whole the next time
-            make_bundle(name, Path(scratch) / name, scan)
-            (Path(scratch) / name).rename(folder / name)
+    if not (folder / name / MANIFEST_FILE).exists():
+        # Made elsewhere: it is exported twice, and whoever is cut off between must not leave the first behind.
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-") as scratch:
+            make_bundle(name, Path(scratch) / name, scan)[1].folder.rename(folder / name)
     return load_bundle(folder / name)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -23,10 +23,20 @@ from ssn.benchmarks.contenders import (
     slice_costs,
     slice_work,
 )
-from ssn.benchmarks.measure import FEWEST_ROUNDS, Clock, Ratio, Samples, Spread, Tell, timed_rounds
+from ssn.benchmarks.measure import (
+    FEWEST_ROUNDS,
+    Clock,
+    Ratio,
+    Samples,
+    Spread,
+    Tell,
+    reason_of,
+    seconds_of,
+    timed_rounds,
+    while_it_runs,
+)
 from ssn.benchmarks.runners import Engine, Run3d, engine_problem, open_graph, open_module, open_slices
 from ssn.benchmarks.volumes import Scan, Shape, around_network
-from ssn.core.errors import SsnError
 from ssn.runtime.memory import MEGABYTE
 
 if TYPE_CHECKING:
@@ -75,7 +85,7 @@ class _Contender:
     costs: Costs
     run: Run3d
     weights_mb: float
-    once: float = field(default=float("nan"))
+    once: float
 
     def row(self, engine: Engine) -> Row:
         baseline = self.baseline
@@ -109,12 +119,12 @@ def measure_latency(plan: LatencyPlan, clock: Clock, tell: Tell = lambda what, s
         try:
             with ExitStack() as stack:
                 runs = _open_slices(plan, engine, stack)
-                warm = sum(_seconds(run) for run in runs.values())
+                warm = sum(seconds_of(run) for run in runs.values())
                 for start in range(0, len(plan.baselines), AT_ONCE):
                     block = plan.baselines[start : start + AT_ONCE]
                     yield from _measure_block(plan, engine, block, runs, (warm, clock.share()), pooled, tell)
-        except SsnError as error:
-            yield {"engine": engine.name, "problem": str(error)}
+        except Exception as error:  # of the slice pipelines: this engine compares nothing, and the others go on
+            yield {"engine": engine.name, "problem": reason_of(error)}
         for model in plan.models:
             if pooled[model.name]:
                 yield _slice_row(engine, model, pooled[model.name], work[model.name], costs[model.name])
@@ -163,8 +173,7 @@ def _measure_block(
         try:
             opened[baseline.name] = _open(plan, engine, baseline)
         except Exception as error:  # networks meet engines that lack operators or memory; the others must go on
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            yield {"engine": engine.name, "method": baseline.name, "group": baseline.group, "problem": reason}
+            yield _failed_row(engine, baseline, reason_of(error))
     for name in _too_slow({name: one.once for name, one in opened.items()}, *budget):
         one = opened.pop(name)
         yield {**one.row(engine), "once_ms": round(one.once * one.factor * 1000, 1)}
@@ -172,13 +181,15 @@ def _measure_block(
     seconds += sum(one.once for one in opened.values())
     rounds = max(FEWEST_ROUNDS, int(min(share / seconds, plan.rounds)))
     runs: dict[str, Run] = dict(constant)
-    runs |= {name: partial(one.run, random_volume(one.shape)) for name, one in opened.items()}
+    failed: dict[str, str] = {}
+    for name, one in opened.items():
+        runs[name] = while_it_runs(name, partial(one.run, random_volume(one.shape)), failed)
     what = f"{engine.name}: slice pipelines and {len(opened)} 3D networks in turn"
     tell(what, 0, rounds)
     start = time.perf_counter()
     samples = timed_rounds(runs, rounds=rounds, tell=partial(tell, what))
     for repeat in range(1, MOST_REPEATS + 1):
-        rows = [_row(one, engine, samples, list(pooled)) for one in opened.values()]
+        rows = [_row(one, engine, samples, list(pooled)) for name, one in opened.items() if name not in failed]
         undecided = _undecided(rows, plan.decides)
         spent = time.perf_counter() - start
         if not undecided or repeat == MOST_REPEATS or spent * (repeat + 1) / repeat > share:
@@ -191,6 +202,12 @@ def _measure_block(
         for part, values in samples[name].items():
             known.setdefault(part, []).extend(values)
     yield from rows
+    for name, reason in failed.items():
+        yield _failed_row(engine, opened[name].baseline, reason)
+
+
+def _failed_row(engine: Engine, baseline: Baseline, reason: str) -> Row:
+    return {"engine": engine.name, "method": baseline.name, "group": baseline.group, "problem": reason}
 
 
 def _row(one: _Contender, engine: Engine, samples: Mapping[str, Samples], models: Sequence[str]) -> Row:
@@ -242,10 +259,8 @@ def _open(plan: LatencyPlan, engine: Engine, baseline: Baseline) -> _Contender:
         run = open_module(engine, build_baseline(baseline, shape), plan.threads)
     else:
         run = open_graph(engine, export_baseline(baseline, shape, plan.folder), plan.threads)
-    one = _Contender(baseline, shape, factor, costs, run, costs.parameters * 4 / MEGABYTE)
-    volume = random_volume(shape)
-    one.once = _seconds(lambda: run(volume))
-    return one
+    once = seconds_of(partial(run, random_volume(shape)))
+    return _Contender(baseline, shape, factor, costs, run, costs.parameters * 4 / MEGABYTE, once)
 
 
 def _too_slow(once: Mapping[str, float], others: float, share: float) -> list[str]:
@@ -279,12 +294,6 @@ def _slice_row(
         "file_samples_ms": _milliseconds(samples["total"]),
         "stages_ms": {stage: round(float(np.median(seconds)) * 1000, 2) for stage, seconds in stages.items()},
     }
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 def _milliseconds(seconds: Sequence[float] | np.ndarray) -> list[float]:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ssn import __version__
+from ssn.core.errors import SsnError
 from ssn.core.volume import read_volume
 from ssn.runtime.machine import cores, cpu_name, look
 
@@ -26,6 +27,7 @@ _PACKAGES = (
     "torch",
     "timm",
     "monai",
+    "anomalib",
     "tensorrt",
     "tensorrt-rtx",
     "cuda-bindings",
@@ -141,6 +143,33 @@ def timed_rounds(
     return found
 
 
+def seconds_of(run: Callable[[], object]) -> float:
+    """Time one run."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def while_it_runs(name: str, run: Callable[[], object], failed: dict[str, str]) -> Callable[[], None]:
+    """Make `run` do nothing once it failed, with the reason in `failed`: the others of its rounds go on."""
+
+    def guarded() -> None:
+        if name not in failed:
+            try:
+                run()
+            except Exception as error:  # engines raise what they like, for example for want of memory
+                failed[name] = reason_of(error)
+
+    return guarded
+
+
+def reason_of(error: Exception) -> str:
+    """Say on one line what went wrong; of an error that is not ours with its type."""
+    if isinstance(error, SsnError):
+        return str(error)
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
 def interleaved(runs: Mapping[str, Callable[[], object]], *, rounds: int, warm_up: int = 3) -> dict[str, Spread]:
     """Time each run once a round; see `timed_rounds`."""
     samples = timed_rounds(runs, rounds=rounds, warm_up=warm_up)
@@ -191,7 +220,7 @@ def environment(*, threads: int | None = None, scan: Path | None = None) -> dict
         "gpu": asdict(machine.device) if machine.device else None,
         "tensorrt_modules": {name: machine.modules[name] for name in ("tensorrt", "tensorrt_rtx")},
         "onnxruntime_providers": list(machine.providers),
-        "packages": {name: known for name in _PACKAGES if (known := _version(name))},
+        "packages": package_versions(),
     }
     if threads is not None:
         found["threads"] = threads
@@ -201,6 +230,11 @@ def environment(*, threads: int | None = None, scan: Path | None = None) -> dict
     return found
 
 
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that compute, of those that are installed."""
+    return {name: known for name in _PACKAGES if (known := _version(name))}
+
+
 def _version(package: str) -> str | None:
     try:
         return version(package)
@@ -208,17 +242,17 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit() -> str | None:
+def _commit(root: Path = Path(__file__).parents[2]) -> str | None:
     """Commit of the source tree, with "+" where it was changed since; None outside of one."""
-    root = Path(__file__).parents[2]
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=root, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
     try:
-        if not Path(_git(root, "rev-parse", "--show-toplevel")).samefile(root):
-            return None  # ssn is installed somewhere inside of another project
-        return _git(root, "describe", "--always", "--dirty=+", "--exclude=*") or None
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root.resolve():
+            return None  # installed somewhere inside of another repository
+        return git("describe", "--always", "--dirty=+", "--exclude=*") or None
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    ended = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=10)
-    return ended.stdout.strip()

@@ -134,7 +134,9 @@ def claim(
     memory_ratio: AskedMemoryRatio = 1.0,
     of: Annotated[
         list[What] | None,
-        typer.Option(help="What must hold: networks alone, file to file, memory. All that was measured if not given."),
+        typer.Option(
+            help="What must hold: networks alone, file to file, memory. Whatever of it was measured if not given."
+        ),
     ] = None,
 ) -> None:
     """Say, baseline by baseline, whether the slice pipeline is so many times faster and smaller.

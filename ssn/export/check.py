@@ -103,10 +103,10 @@ def _torch(bundle: Bundle, checkpoint: Path) -> Method:
 
 
 def _kept_in_fp32(bundle: Bundle) -> set[Node] | None:
-    """Nodes that the bundle's own FP16 engines, of its graphs as they are, keep in FP32; None where it has none."""
+    """Nodes that FP16 engines built from this bundle's graphs keep in FP32; None where it has none."""
+    hashes = {name: bundle.manifest["files"][name]["sha256"] for name in GRAPHS}
     records = [entry.record for entry in find_engines(bundle) if entry.record is not None]
-    graphs = {name: bundle.manifest["files"][name]["sha256"] for name in GRAPHS}
-    halves = [record for record in records if record.key.precision == "fp16" and record.onnx == graphs]
+    halves = [record for record in records if record.key.precision == "fp16" and record.onnx == hashes]
     kept = [record.build.get("kept_in_fp32", {}) for record in halves]
     return {Node(graph, name) for one in kept for graph, names in one.items() for name in names} if halves else None
 

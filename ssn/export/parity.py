@@ -173,6 +173,7 @@ def measure(bundle: Bundle, samples: Sequence[Sample], reference: Sequence[Answe
     with np.errstate(invalid="ignore", over="ignore"):
         error = np.abs(found.astype(np.float64) - expected)
         correlation = np.corrcoef(expected, found)[0, 1]
+        # Not Python's max, which passes over NaN.
         map_z = float(np.max([_map_change(a.score_map, b.score_map) for a, b in zip(reference, given, strict=True)]))
     return Drift(
         log_likelihood=float(error.max()),

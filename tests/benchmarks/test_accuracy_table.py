@@ -39,5 +39,7 @@ def test_who_is_behind_is_said_to_be():
     assert mean < high < 0
 
 
-def test_one_or_two_lesions_have_no_interval():
-    assert "| +0.300 [-] |" in leads({"ssn": method([0.5, 0.6]), "other": method([0.2, 0.3])})[2]
+@pytest.mark.parametrize("count", [1, 2])
+def test_fewer_than_three_lesions_have_no_interval(count):
+    table = leads({"ssn": method([0.5, 0.6][:count]), "other": method([0.2, 0.3][:count])})
+    assert table[2].split("|")[2].strip() == "+0.300 [-]"

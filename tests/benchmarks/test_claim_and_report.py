@@ -136,21 +136,24 @@ def test_a_claim_holds_of_nothing_that_was_not_measured(results):
     rows = {"environment": {}, "rows": [_row("UNet <16>", "ceiling", against={"compact": {"memory": RATIO}})]}
     (results / "memory.json").write_text(json.dumps(rows))
     both = ("--against", "VQVAE", "--against", "UNet <16>", "--of", "memory")
-    assert "memory (VQVAE): was not measured" in invoke("claim", results, *both).stderr
+    for arguments in (both, both[:4], ()):
+        result = invoke("claim", results, *arguments)
+        assert result.exit_code == 1
+        assert "memory (VQVAE in onnxruntime" in result.stderr, "it was timed"
     assert invoke("claim", results, "--against", "UNet <16>", "--of", "memory").exit_code == 0
 
 
-def test_a_claim_about_several_engines_is_about_each_baseline_in_each(results):
-    rows = json.loads((results / "latency.json").read_text())
-    (ours,) = [row for row in rows["rows"] if row.get("method") == "VQVAE"]
-    rows["rows"].append(ours | {"engine": "openvino", "method": "AutoencoderKL"})
-    rows["rows"].append(ours | {"method": "AutoencoderKL"})
-    (results / "latency.json").write_text(json.dumps(rows))
-    named = ("--against", "VQVAE", "--against", "AutoencoderKL", "--engine", ours["engine"], "--engine", "openvino")
-    result = invoke("claim", results, *named)
-    assert result.exit_code == 1
-    assert "(VQVAE in openvino): was not measured" in result.stderr
-    assert invoke("claim", results, *named[:4]).exit_code == 0
+def test_a_claim_is_about_each_named_network_in_each_named_engine(results):
+    found = json.loads((results / "latency.json").read_text())
+    row = found["rows"][1]
+    found["rows"] += [row | {"engine": "torch"}, row | {"method": "SegResNet"}]
+    (results / "latency.json").write_text(json.dumps(found))
+    networks = ("--against", "VQVAE", "--against", "SegResNet")
+    for of in (("--of", "net"), ()):
+        result = invoke("claim", results, *networks, "--engine", "onnxruntime", "--engine", "torch", *of)
+        assert result.exit_code == 1
+        assert result.stderr.strip().startswith("Error: net (SegResNet in torch): was not measured")
+    assert invoke("claim", results, *networks, "--engine", "onnxruntime").exit_code == 0
 
 
 def test_a_problem_is_printed_as_it_is(results):

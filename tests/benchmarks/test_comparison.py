@@ -1,10 +1,17 @@
 """Comparing with 3D networks: the arithmetic of ratios, small real comparisons, the claim, and the report."""
 
+import shutil
+import subprocess
+import tracemalloc
+from functools import partial
+
 import numpy as np
 import pytest
 from torch import nn
 
 import ssn.benchmarks.latency as latency_module
+import ssn.benchmarks.measure as measure_module
+from ssn.benchmarks import contenders, one_volume
 from ssn.benchmarks.baselines import BASELINES, Baseline, FullResolutionAutoencoder, choose_baselines
 from ssn.benchmarks.claim import check_claim, holds
 from ssn.benchmarks.contenders import SliceModel, known_accuracy
@@ -146,6 +153,43 @@ def test_a_network_that_an_engine_refuses_is_recorded_and_the_others_go_on(plan)
     assert by_name["narrow"]["net"]["rounds"] == 3
 
 
+class FailsLater(nn.Module):
+    """Runs once, and is out of memory from then on."""
+
+    ran = False
+
+    def forward(self, volume):
+        if self.ran:
+            raise RuntimeError("out\nof memory")
+        self.ran = True
+        return volume
+
+
+def test_a_network_that_fails_in_a_timed_round_is_recorded_and_the_others_go_on(plan):
+    chosen = plan("torch", baselines=(Baseline("later", "ceiling", lambda shape: FailsLater(), 4), *SMALL))
+    by_name = {row["method"]: row for row in measure_latency(chosen, Clock(None, count_blocks(chosen)))}
+    assert by_name["later"]["problem"] == "RuntimeError: out of memory"
+    assert set(by_name["later"]) == {"engine", "method", "group", "problem"}
+    for name in ("narrow", "wide"):
+        assert by_name[name]["net"]["rounds"] >= 3
+    assert by_name["compact"]["net"]["rounds"] == by_name["wide"]["net"]["rounds"]
+
+
+def test_an_engine_whose_slice_pipeline_fails_is_recorded_and_the_others_go_on(plan, monkeypatch):
+    honest = latency_module.open_slices
+
+    def fails(engine, *given):
+        if engine.kind == "torch":
+            raise RuntimeError("out of memory")
+        return honest(engine, *given)
+
+    monkeypatch.setattr(latency_module, "open_slices", fails)
+    chosen = plan("torch", "onnxruntime", baselines=SMALL[:1])
+    first, *others = measure_latency(chosen, Clock(None, count_blocks(chosen)))
+    assert first == {"engine": "torch", "problem": "RuntimeError: out of memory"}
+    assert {row["method"] for row in others} == {"narrow", "compact"}
+
+
 def test_an_undecided_block_is_repeated_while_its_time_lasts_and_three_times_at_most(plan, monkeypatch):
     chosen = plan("onnxruntime", baselines=SMALL[:1])
 
@@ -179,6 +223,50 @@ def test_networks_are_timed_by_slices_beside_the_slice_pipeline(tmp_path, thick_
     found = measure_slices(scan, bundle, SMALL[:1], tmp_path, counts=(6, 48, 480), rounds=3, threads=1)
     assert set(found) == {"thick", "narrow"}
     assert [row["slices"] for row in found["narrow"]] == [row["slices"] for row in found["thick"]] == [6, 48]
+
+
+def test_a_bundle_that_was_cut_off_is_made_anew(tmp_path, tiny_bundle, monkeypatch):
+    def make(name, folder, scan, *, cut_off):
+        shutil.copytree(tiny_bundle, folder)
+        if cut_off:  # between its two exports
+            raise KeyboardInterrupt
+        return None, load_bundle(folder)
+
+    monkeypatch.setattr(contenders, "make_bundle", partial(make, cut_off=True))
+    with pytest.raises(KeyboardInterrupt):
+        contenders.slice_bundle("wide_resnet50_2", tmp_path, tmp_path)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(contenders, "make_bundle", partial(make, cut_off=False))
+    assert contenders.slice_bundle("wide_resnet50_2", tmp_path, tmp_path).folder == tmp_path / "wide_resnet50_2"
+    assert [path.name for path in tmp_path.iterdir()] == ["wide_resnet50_2"]
+
+
+@pytest.mark.parametrize("shape", [(192, 192, 96), (96, 96, 96)])
+def test_no_array_of_the_harness_lies_beside_the_network_that_runs(tmp_path, monkeypatch, shape):
+    scan, taken = make_scan(tmp_path, (192, 192, 96)), []
+
+    def run(volume):
+        taken.append(tracemalloc.get_traced_memory()[0] / (192 * 192 * 96 * 4))
+        return volume
+
+    monkeypatch.setattr(one_volume, "open_graph", lambda *given: run)
+    tracemalloc.start()
+    try:
+        one_volume.run_job(one_volume.Job("onnxruntime", 1, str(scan.path), str(tmp_path), graph="a", shape=shape))
+    finally:
+        tracemalloc.stop()
+    assert taken[0] < 2.5, "the volume, and the network's input"
+    assert {"anomaly.nii.gz", "mask.nii.gz"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_the_commit_is_that_of_this_tree_and_of_none_around_it(tmp_path):
+    inside = tmp_path / "environment"
+    inside.mkdir()
+    for arguments in (("init", "-q"), ("commit", "-q", "--allow-empty", "-m", "theirs")):
+        settings = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+        subprocess.run(["git", *settings, *arguments], cwd=tmp_path, check=True)
+    assert measure_module._commit(tmp_path)
+    assert measure_module._commit(inside) is None
 
 
 def test_accuracy_is_that_of_what_runs(tiny_bundle):

@@ -7,14 +7,14 @@ from dataclasses import replace
 import nibabel as nib
 import numpy as np
 import pytest
+import written_engines
 from brains import LESION_AT, brain_array, save
 from typer.testing import CliRunner
-from written_engines import write
 
 from ssn.cli.export import app
-from ssn.core.bundle import FLOW_FILE, load_bundle
+from ssn.core.bundle import load_bundle
 from ssn.core.errors import DataError
-from ssn.export.check import _kept_in_fp32, check_bundle, ways
+from ssn.export.check import check_bundle, ways
 from ssn.export.parity import DECIDED_Z, TOLERANCES, Drift, answers, excerpt, excesses, measure, method_of, prepare
 from ssn.export.torch_reference import torch_method
 from ssn.runtime.onnxruntime import OnnxRuntimeBackend
@@ -118,6 +118,13 @@ def test_not_a_number_is_beyond_every_tolerance(field):
     assert len(excesses(replace(perfect, **{field: float("nan")}), TOLERANCES["int8"])) == 1
 
 
+def test_not_a_number_in_any_map_is_what_the_maps_differ_by(bundle, sample, reference):
+    (answer,) = reference
+    broken = replace(answer, score_map=answer.score_map * np.nan)
+    for given in ([broken, answer], [answer, broken]):
+        assert np.isnan(measure(bundle, [sample] * 2, [answer] * 2, given).map_z)
+
+
 def test_lower_precision_never_has_the_narrower_tolerance():
     single, half, integers = (TOLERANCES[name] for name in ("fp32", "fp16", "int8"))
     for fine, coarse in ((single, half), (half, integers)):
@@ -147,6 +154,14 @@ def test_every_way_is_run_or_says_why_not(bundle, sample):
     assert half.remark.startswith("no engine computes it yet")
     assert all((row.drift is None) == (row.problem is not None) for row in rows.values())
     assert {way.name for way in ways(bundle)} == set(rows)
+
+
+def test_engines_of_other_graphs_do_not_say_what_stays_in_fp32(tiny_bundle, tmp_path):
+    bundle = load_bundle(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    written_engines.write(bundle, graphs={"flow.onnx": "0" * 64})
+    assert ways(bundle)[0].remark.startswith("no engine computes it yet")
+    written_engines.write(bundle, capability="86")
+    assert ways(bundle)[0].remark is None
 
 
 def check(*arguments):
@@ -200,12 +215,3 @@ def test_check_refuses_what_it_cannot_use_in_one_line(tiny_bundle, tmp_path, fil
         result = check(*arguments)
         assert result.exit_code == 1
         assert len(result.stderr.strip().splitlines()) == 1
-
-
-def test_an_engine_of_other_graphs_does_not_say_which_nodes_a_check_keeps(tiny_bundle, tmp_path):
-    bundle = load_bundle(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
-    folder = write(bundle, graphs={FLOW_FILE: "0" * 64})
-    assert _kept_in_fp32(bundle) is None, "it would not run"
-    shutil.rmtree(folder)
-    write(bundle)
-    assert _kept_in_fp32(bundle) == set()

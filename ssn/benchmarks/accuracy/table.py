@@ -61,17 +61,17 @@ def leads(results: Results) -> list[str]:
         for metric in _LEADS:
             pairs = zip(ours["volumes"], found["volumes"], strict=True)
             differences = [own[metric] - other[metric] for own, other in pairs if own["lesion"]]
-            cells.append(f"{np.mean(differences):+.3f} {_interval(differences)}")
+            cells.append(f"{np.mean(differences):+.3f} [{_interval(differences)}]")
         rows.append([method, *cells])
     return _table(header, rows)
 
 
 def _interval(differences: Sequence[float]) -> str:
-    """95 % percentile bootstrap of a mean; fewer than three volumes have none."""
+    """95 % percentile bootstrap of a mean; of fewer than three values there is none."""
     if len(differences) < 3:
-        return "[-]"
+        return "-"
     found = bootstrap((differences,), np.mean, method="percentile", rng=np.random.default_rng(0)).confidence_interval
-    return f"[{found.low:+.3f}, {found.high:+.3f}]"
+    return f"{found.low:+.3f}, {found.high:+.3f}"
 
 
 def by_group(results: Results, metric: str) -> list[str]:

@@ -10,9 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from ssn.benchmarks.measure import interleaved
+from ssn.benchmarks.measure import interleaved, reason_of
 from ssn.core.bundle import Bundle
-from ssn.core.errors import SsnError
 from ssn.runtime.backend import Batch, Runs, StageTimes
 from ssn.runtime.cuda import Cuda
 from ssn.runtime.device_pipeline import DevicePipeline, Stages
@@ -47,10 +46,8 @@ def attempt(measure: Callable[[], T]) -> T | Report:
     """Return the result of a measurement, or the reason why there is none."""
     try:
         return measure()
-    except SsnError as error:
-        return {"problem": str(error)}
     except Exception as error:  # torch and compilers raise what they like; the other parts must still be measured
-        return {"problem": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+        return {"problem": reason_of(error)}
 
 
 def consume(runner: Runner, batches: Sequence[Batch], times: StageTimes) -> None:
