@@ -18,6 +18,7 @@ from ssn.cli.options import (
     SliceModels,
     VersionOption,
     encoder_weights_named,
+    refuse_idle,
 )
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -95,7 +96,7 @@ def accuracy(
             calibration=open_split(learned, "calibration", own_layout, contrast),
             validation=open_split(validation, "validation", layout if validation == data else None, contrast),
             test=open_split(data, "test", layout, contrast),
-            controls=open_controls(control or ()),
+            controls=open_controls(control or (), contrast),
         )
         learned_from = open_split(learned, "train", own_layout, contrast)
         learned_of = [*learned_from, *splits.calibration]
@@ -120,6 +121,7 @@ def accuracy(
 
 @app.command()
 def gpu(
+    context: typer.Context,
     output: Annotated[Path, typer.Option("--output", "-o", help="JSON file to write.")] = Path("gpu.json"),
     model: Annotated[SliceModels, typer.Option(help="What is measured.")] = "all",
     part: Annotated[GpuPart, typer.Option(help="What computes.")] = "all",
@@ -135,6 +137,10 @@ def gpu(
 
     The models are made on the spot with random weights. What fails is recorded with its reason.
     """
+    if networks:
+        refuse_idle(context, "with --networks-3d", "model", "part", "max_batch")
+    else:
+        refuse_idle(context, "without --networks-3d", "against")
     with user_errors():
         from ssn.benchmarks.gpu.suite import PARTS, require_gpu, run_gpu_networks, run_gpu_suite
         from ssn.benchmarks.slice_models import MODELS

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ssn.cli.console import measuring, user_errors
-from ssn.cli.options import SliceModel, SliceModels, ThreadsOption
+from ssn.cli.options import SliceModel, SliceModels, ThreadsOption, refuse_idle
 
 if TYPE_CHECKING:
     from ssn.benchmarks.suite import Suite
@@ -46,6 +46,7 @@ Force = Annotated[bool, typer.Option("--force", help="Replace existing results."
 
 
 def latency(
+    context: typer.Context,
     output: Output = Path("results"),
     engine: EngineNames = None,
     against: Against = None,
@@ -67,6 +68,8 @@ def latency(
 
     Writes latency.json, or variants.json. A network whose rounds do not fit into the time is timed once.
     """
+    if variants:
+        refuse_idle(context, "with --variants", "engine", "against", "rounds", "ratio", "full", "native")
     with user_errors():
         from ssn.benchmarks.suite import run_latency, run_variants
 

@@ -71,6 +71,14 @@ EncoderWeightsOption = Annotated[
 ]
 
 
+def refuse_idle(context: typer.Context, when: str, *names: str) -> None:
+    """Refuse options, by their parameters' names, that were given and do nothing the way the command is called."""
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(f"--{name.replace('_', '-')} does nothing {when}; leave it out")
+
+
 def encoder_weights_named(text: str) -> Literal["imagenet", "none"] | Path:
     """Weights as `ssn.train.encoder.build_encoder` takes them, from `--encoder-weights`."""
     match text:

@@ -1,9 +1,13 @@
 """What a comparison lacks is said before it computes anything; and where its mask begins."""
 
+import os
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from trees import ixi
 
 from ssn.benchmarks.accuracy import methods, suite
 from ssn.benchmarks.accuracy.backbone import Backbone
@@ -27,6 +31,60 @@ def test_what_a_method_lacks_is_said_before_any_computing(monkeypatch):
         methods.choose_methods(["autoencoder 3d"])
     with pytest.raises(DataError, match="pca needs two healthy volumes"):
         methods.known_methods(["z-score", "pca"], [Path("one.nii")], Backbone(), 4.0, quiet)
+
+
+def test_a_threshold_of_another_quantile_is_no_column_of_the_others(tiny_bundle, tiny_calibration, monkeypatch):
+    assert methods.trained_models(tiny_bundle, ["again=" + str(tiny_bundle)])
+    other = replace(tiny_calibration, threshold_rate=0.05)
+    monkeypatch.setattr(methods, "calibration_of", lambda path: other)
+    with pytest.raises(DataError, match=r"5\.00% of healthy brain above .*0\.50%; .*calibrate --rate 0\.005$"):
+        methods.trained_models(tiny_bundle, [])
+
+
+def test_without_a_peer_no_encoder_is_asked_for(tmp_path):
+    assert methods.peers_backbone(tmp_path / "no model", "imagenet", ["z-score"]) is None
+
+
+def test_of_a_control_with_several_contrasts_the_named_one_is_taken(tmp_path):
+    several = ixi(tmp_path / "several", subjects=2, contrasts=("T1", "T2"))
+    other = ixi(tmp_path / "other", subjects=2, contrasts=("T2",))
+    with pytest.raises(DataError, match="choose one with --contrast"):
+        suite.open_controls([several, other])
+    found = suite.open_controls([several, other], "t1")
+    assert {name: {case.contrast for case in cases} for name, cases in found.items()} == {
+        "several": {"t1"},
+        "other": {"t2"},
+    }
+
+
+def accuracy_suite(folder, **settings):
+    """Run the script with commands that end at once."""
+    commands = folder / "commands"
+    commands.mkdir(exist_ok=True)
+    for name in ("ssn-train", "ssn-bench"):
+        (commands / name).write_text("#!/bin/sh\nexit 7\n")
+        (commands / name).chmod(0o755)
+    environment = os.environ | {"PATH": f"{commands}:{os.environ['PATH']}"} | settings
+    script = Path(__file__).parents[2] / "scripts" / "accuracy_suite"
+    return subprocess.run([script, folder / "work"], env=environment, capture_output=True, text=True, check=False)
+
+
+def test_a_folder_of_the_suite_is_of_one_run_s_settings(tmp_path):
+    assert accuracy_suite(tmp_path, WIDE="none").returncode == 7, "it has begun"
+    assert accuracy_suite(tmp_path, WIDE="none", MODELS="mean seed-1", PROCESSES="1").returncode == 7
+    for changed in ({"FULL": "1"}, {"WIDE": "imagenet"}, {"EPOCHS": "3"}, {"ITERATIONS": "9"}, {"SIZES": "--train 2"}):
+        result = accuracy_suite(tmp_path, **{"WIDE": "none"} | changed)
+        assert result.returncode == 1
+        (line,) = result.stderr.splitlines()
+        assert line.startswith(f"Error: {tmp_path / 'work'}: is of other settings, FULL=0 WIDE=none ")
+
+
+def test_the_suite_refuses_a_model_that_it_does_not_know(tmp_path):
+    result = accuracy_suite(tmp_path, MODELS="mean bogus")
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("Error: MODELS: bogus: no such model; there are: no-push-pull ")
+    assert not (tmp_path / "work").exists()
 
 
 def test_the_mask_of_the_validation_threshold_holds_the_voxel_that_gave_it():

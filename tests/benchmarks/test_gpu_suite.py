@@ -58,6 +58,36 @@ def test_the_script_refuses_a_site_that_is_not_there(tmp_path):
     assert "is not a folder" in result.stderr
 
 
+def test_the_script_vouches_for_nothing_that_its_run_did_not_write(tmp_path):
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\n[ "$1" = - ] && exit 0\n[ "$4" = "$WRITES" ] && echo new >"$7"\nexit 137\n')
+    python.chmod(0o755)
+    (tmp_path / "gpu-compact.json").write_text("of an earlier run")
+    models = "compact wide_resnet50_2 wide_resnet50_2-slab"
+    settings = _environment(tmp_path) | {"PYTHON": str(python), "MODELS": models, "WRITES": "--model"}
+
+    def run(**changed):
+        command = [ROOT / "scripts" / "gpu_suite"]
+        return subprocess.run(command, env=settings | changed, capture_output=True, text=True, check=False)
+
+    nothing = [f"Error: {model}: ended with 137 before it wrote anything" for model in models.split()]
+    assert run(WRITES="nothing").stderr.splitlines() == nothing
+    assert (tmp_path / "gpu-compact.json").read_text() == "of an earlier run"
+    written = [f"Error: {model}: ended with 137; its JSON has what was done" for model in models.split()]
+    assert run().stderr.splitlines() == written
+    unknown = run(MODELS="compact bogus")
+    assert unknown.returncode == 1
+    assert unknown.stderr.startswith("Error: MODELS: bogus: no such model; there are: compact ")
+
+
+@pytest.mark.parametrize("given", [("--networks-3d", "--part", "torch"), ("--networks-3d", "--max-batch", "24"),
+                                   ("--networks-3d", "--model", "compact"), ("--against", "VQVAE")])  # fmt: skip
+def test_an_option_that_would_do_nothing_is_refused(given, tmp_path):
+    result = CliRunner().invoke(app, ["gpu", "-o", str(tmp_path / "gpu.json"), *given])
+    assert result.exit_code == 2
+    assert f"{given[-2]} does nothing" in result.stderr
+
+
 def test_the_torch_reference_computes_what_the_bundle_computes(tiny_detector, tiny_bundle, tmp_path):
     from ssn.benchmarks.gpu.detector import TorchDetector
 

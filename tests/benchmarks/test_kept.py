@@ -1,17 +1,21 @@
 """Methods that were measured before: taken as they are, never where anything that decides the result has changed."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import written_engines
 from trees import mask, volume
 
+from ssn.benchmarks.accuracy import kept as kept_results
 from ssn.benchmarks.accuracy import suite
 from ssn.benchmarks.accuracy.backbone import Backbone
 from ssn.benchmarks.accuracy.kept import Kept, describe_methods, load_measured, save_measured
 from ssn.benchmarks.accuracy.measured import Splits, measure
 from ssn.benchmarks.accuracy.workers import Measured
+from ssn.core.bundle import load_bundle
 from ssn.core.errors import DataError
 from ssn.train.cases import Case
 from ssn.train.references import intensity_method
@@ -129,6 +133,23 @@ def test_what_decides_a_method_s_result(tmp_path):
     of_a_file = described(backbone=Backbone(weights=weights))
     weights.write_bytes(b"others")
     assert described(backbone=Backbone(weights=weights))["padim"] != of_a_file["padim"], "contents count, not the name"
+
+
+def test_other_packages_and_another_engine_are_measured_anew(tiny_bundle, tmp_path, monkeypatch):
+    folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+
+    def described():
+        return describe_methods({"ssn": folder}, ["z-score"], [], None, 4.0)
+
+    before = described()
+    assert described() == before
+    written_engines.write(load_bundle(folder))
+    with_engine = described()
+    assert [name for name in before if with_engine[name] != before[name]] == ["ssn"]
+    written_engines.write(load_bundle(folder), precision="fp32")
+    assert described()["ssn"] != with_engine["ssn"]
+    monkeypatch.setattr(kept_results, "package_versions", lambda: {"torch": "0"})
+    assert all(described()[name] != with_engine[name] for name in before)
 
 
 @pytest.mark.parametrize("spoil", [lambda data: data[:-40], lambda data: b"not a result", lambda data: b""])

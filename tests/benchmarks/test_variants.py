@@ -4,12 +4,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 from brains import brain_file
+from typer.testing import CliRunner
 
 from ssn.benchmarks.pages.tables import accuracy_mark
 from ssn.benchmarks.steps.brain_box import Box, box_of, cut_to_box
 from ssn.benchmarks.steps.lesioned import mean_auprc
 from ssn.benchmarks.steps.variants import Ground, Step, measure_variants
 from ssn.benchmarks.steps.ways import Way, compute_map, open_way, quantised
+from ssn.cli.bench import app
 from ssn.core.bundle import ENCODER_FILE, load_bundle
 from ssn.core.volume import read_volume
 from ssn.export.int8 import sensitive_convolutions
@@ -29,6 +31,15 @@ WAYS = {
 @pytest.fixture(scope="module")
 def scan(tmp_path_factory):
     return brain_file(tmp_path_factory.mktemp("scan") / "scan.nii.gz", zooms=(4.0, 4.0, 4.0))
+
+
+@pytest.mark.parametrize("given", [("--engine", "torch"), ("--against", "VQVAE"), ("--rounds", "5"), ("--ratio", "2"),
+                                   ("--full",), ("--native",)])  # fmt: skip
+def test_an_option_that_does_nothing_for_the_steps_is_refused(given, tmp_path):
+    result = CliRunner().invoke(app, ["latency", "--variants", "-o", str(tmp_path / "results"), *given])
+    assert result.exit_code == 2
+    assert f"{given[0]} does nothing" in result.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_way_gives_the_map_of_the_product(tiny_bundle, scan):

@@ -1,4 +1,7 @@
-"""Methods that were measured before: kept in files named by everything that decides the result."""
+"""Methods that were measured before: kept in files named by what decides the result.
+
+Of ssn itself that is its version: between releases a change of the source makes no other name.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,11 @@ from ssn.benchmarks.accuracy.measured import MethodAccuracy, Pooled, Splits, Tes
 from ssn.benchmarks.accuracy.methods import PEERS
 from ssn.benchmarks.accuracy.peers import PeerBudget
 from ssn.benchmarks.accuracy.workers import Measured
+from ssn.benchmarks.measure import package_versions
 from ssn.core.atomic import atomic_path
 from ssn.core.bundle import CALIBRATION_FILE, load_bundle
+from ssn.core.engine_record import ENGINES_FOLDER
+from ssn.core.engine_record import RECORD_FILE as ENGINE_RECORD
 from ssn.core.errors import DataError
 from ssn.core.hashed_files import file_sha256
 from ssn.train.cases import case_contents
@@ -99,15 +105,16 @@ def load_measured(path: Path, name: str) -> Measured:
 
 
 def describe_methods(
-    models: Mapping[str, Path], names: Sequence[str], train: Sequence[Path], backbone: Backbone, sigma: float
+    models: Mapping[str, Path], names: Sequence[str], train: Sequence[Path], backbone: Backbone | None, sigma: float
 ) -> dict[str, Any]:
     """Say in plain values what decides the result of each method that `all_methods` makes of the same arguments."""
-    where = {"version": __version__, "device": choose_device("auto").type}
+    where = {"version": __version__, "packages": package_versions(), "device": choose_device("auto").type}
     trained = {name: where | {"model": _own_digests(folder)} for name, folder in models.items()}
     learned = where | {"train": [file_sha256(path) for path in train], "sigma": sigma}
     known: dict[str, Any] = {name: learned | {"name": name} for name in names}
     for name in names:
         if name in PEERS:
+            assert backbone is not None
             looks = asdict(backbone) | {"weights": weights_identity(backbone.weights)}
             known[name] |= {"backbone": looks, "budget": asdict(PeerBudget())}
         elif name == "autoencoder 3d":
@@ -124,6 +131,7 @@ def _volumes(splits: Splits) -> dict[str, Any]:
 
 def _own_digests(folder: Path) -> list[str]:
     """Digests of what decides what a trained model computes; other files may lie beside it."""
-    if is_bundle(folder):
-        return [load_bundle(folder).digest]
+    if is_bundle(folder):  # its engines too: a GPU runs them, and a record has the hashes of their files
+        engines = sorted((folder / ENGINES_FOLDER).glob(f"*/{ENGINE_RECORD}"))
+        return [load_bundle(folder).digest, *map(file_sha256, engines)]
     return [file_sha256(folder / name) for name in (WEIGHTS_FILE, RECORD_FILE, CALIBRATION_FILE)]

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from importlib.util import find_spec
+from math import isclose
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from ssn.benchmarks.accuracy.autoencoder import AutoencoderBudget, fit_autoencoder
 from ssn.benchmarks.accuracy.backbone import Backbone
+from ssn.benchmarks.accuracy.measured import HEALTHY_QUANTILE
 from ssn.benchmarks.accuracy.peers import LAYERS, PeerBudget, PeerName, fit_peer, peer_method, require_anomalib
 from ssn.benchmarks.measure import Tell
 from ssn.benchmarks.results import OURS
@@ -57,7 +59,8 @@ def trained_models(model: Path, also: Sequence[str]) -> dict[str, Path]:
     Raises
     ------
     DataError, BundleError
-        If one is neither a calibrated checkpoint nor a bundle, or a name is missing or taken.
+        If one is neither a calibrated checkpoint nor a bundle, or its threshold is another quantile than the other
+        methods', or a name is missing or taken.
     """
     paths = {OURS: model}
     for text in also:
@@ -67,23 +70,31 @@ def trained_models(model: Path, also: Sequence[str]) -> dict[str, Path]:
         if name in paths or name in NAMES:
             raise DataError(f"--also {text}: the name {name!r} is taken; give another")
         paths[name] = Path(folder)
+    wanted = 1 - HEALTHY_QUANTILE
     for path in paths.values():
-        calibration_of(path)
+        rate = calibration_of(path).threshold_rate
+        if not isclose(rate, wanted, rel_tol=1e-6):
+            raise DataError(
+                f"{path}: has {rate:.2%} of healthy brain above its threshold, the other methods {wanted:.2%}; "
+                f"calibrate it with ssn-train calibrate --rate {wanted:.3g}"
+            )
     return paths
 
 
-def peers_backbone(model: Path, weights: EncoderWeights, names: Sequence[str]) -> Backbone:
-    """Give the peers among `names` the model's slices and kind of encoder, with these weights.
+def peers_backbone(model: Path, weights: EncoderWeights, names: Sequence[str]) -> Backbone | None:
+    """Give the peers among `names` the model's slices and kind of encoder, with these weights; None without a peer.
 
     Raises
     ------
     SsnError
-        If there is a peer among them, and the weights are out of reach or not the network's: said before any work.
+        If the model does not name its encoder, or the weights are out of reach or not the network's: said before any
+        work.
     """
-    backbone = Backbone.of(model, weights)
     deepest = [LAYERS[peer][-1] for peer in PEERS if peer in names]
-    if deepest:
-        backbone.build((max(deepest),))
+    if not deepest:
+        return None
+    backbone = Backbone.of(model, weights)
+    backbone.build((max(deepest),))
     return backbone
 
 
@@ -91,7 +102,7 @@ def all_methods(
     models: Mapping[str, Path],
     names: Sequence[str],
     train: Sequence[Path],
-    backbone: Backbone,
+    backbone: Backbone | None,
     sigma: float,
     tell: Tell,
 ) -> dict[str, Build]:
@@ -101,14 +112,14 @@ def all_methods(
 
 
 def known_methods(
-    names: Sequence[str], train: Sequence[Path], backbone: Backbone, sigma: float, tell: Tell
+    names: Sequence[str], train: Sequence[Path], backbone: Backbone | None, sigma: float, tell: Tell
 ) -> dict[str, Build]:
     """Say how to make each named method; what several learn from is read once, when the first is made.
 
     Parameters
     ----------
     train : healthy volumes
-    backbone : of the peers
+    backbone : of the peers, if there is one among `names`
     sigma : mm, of the Gaussian over every method's scores
 
     Raises
@@ -126,6 +137,7 @@ def known_methods(
 
     @cache
     def slices() -> Tensor:
+        assert backbone is not None
         return backbone.healthy_slices(train, PeerBudget().slices_a_volume, partial(tell, "healthy slices"))
 
     def autoencoder() -> Method:
@@ -133,6 +145,7 @@ def known_methods(
         return residual_method(residual, sigma)
 
     def peer(name: PeerName) -> Method:
+        assert backbone is not None
         budget = PeerBudget()
         model = fit_peer(name, slices(), backbone, budget, partial(tell, f"{name}: training"))
         return peer_method(name, model, backbone, budget, sigma)

@@ -18,7 +18,7 @@ from ssn.core.atomic import write_text_atomic
 from ssn.core.errors import OutputError
 from ssn.core.outputs import check_file
 from ssn.train.cases import Case
-from ssn.train.datasets import open_healthy
+from ssn.train.datasets import open_healthy, read_dataset
 
 
 def output_files(output: Path) -> dict[str, Path]:
@@ -47,8 +47,12 @@ def check_output(output: Path, *, overwrite: bool) -> None:
         check_file(path, overwrite=overwrite)
 
 
-def open_controls(paths: Sequence[Path]) -> dict[str, list[Case]]:
+def open_controls(paths: Sequence[Path], contrast: str | None = None) -> dict[str, list[Case]]:
     """Healthy volumes of each control data set, by its folder's name, or by its path where two have one name.
+
+    Parameters
+    ----------
+    contrast : to take of a data set that has several; one of another contrast is a control too
 
     Raises
     ------
@@ -56,10 +60,12 @@ def open_controls(paths: Sequence[Path]) -> dict[str, list[Case]]:
         If one can't be used, or has no healthy volume.
     """
     names = [path.resolve().name for path in paths]
-    return {
-        name if names.count(name) == 1 else str(path): open_healthy(path)
-        for name, path in zip(names, paths, strict=True)
-    }
+    found = {}
+    for name, path in zip(names, paths, strict=True):
+        several = len({case.contrast for case in read_dataset(path).cases}) > 1
+        key = name if names.count(name) == 1 else str(path)
+        found[key] = open_healthy(path, contrast=contrast if several else None)
+    return found
 
 
 def compare(

@@ -146,10 +146,10 @@ def _against(results: GpuResults, name: str, ratio: float) -> Iterator[str]:
     own = "; ".join(f"{model} {ms:.2f} ms ({how})" for model, (ms, how) in ours.items())
     yield (
         f"Device time of a volume, by CUDA events: encoder and flow of {own}; of a 3D network the fastest way that was "
-        'found. Both in half precision, with CUDA graphs, their input on the device. "Eager" is the network '
-        "uncompiled, in the faster of its layouts. Slice pipelines compute what has brain in it, 3D networks see the "
-        "whole box. In the last columns: how many times longer the 3D network takes, and whether that is "
-        f"{ratio:g} times."
+        'found. Both in half precision, with CUDA graphs, their input on the device. "Eager" is the network without a '
+        "compiler: the least of its times in half precision, in either memory layout, launched or as a CUDA graph. "
+        "Slice pipelines compute what has brain in it, 3D networks see the whole box. In the "
+        f"last columns: how many times longer the 3D network takes, and whether that is {ratio:g} times."
     )
     yield f"![Device time of a volume]({Path(name).stem}.png)"
     rows = []

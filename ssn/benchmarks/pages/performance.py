@@ -45,7 +45,7 @@ def _parts(
     yield (
         f"Measured on {found['cpu']}, {found.get('threads', found['cores'])} threads, commit {commits}, with "
         f"`ssn-bench` (`scripts/cpu_suite` runs all of it){_volume(results)}; this page is made by `{made}`. "
-        "[bench.md](bench.md) says how it is measured."
+        f"[bench.md](bench.md) says how it is measured.{_layouts(results)}"
     )
     pipelines = [row for row in rows_of(results, "latency") if row.get("group") == "slice pipeline"]
     # Of a pipeline's engines the one whose accuracy is known speaks for it.
@@ -87,6 +87,16 @@ def _lesioned(results: Results) -> int:
 def _volume(results: Results) -> str:
     shape = results.get("latency", {}).get("volume")
     return f", on a volume of {' x '.join(map(str, shape))}" if shape else ""
+
+
+def _layouts(results: Results) -> str:
+    """Say that the two sides differ in memory layout, where they do."""
+    if not any(row.get("engine") == "torch" for row in rows_of(results, "latency")):
+        return ""
+    return (
+        " In engine `torch` the slice pipelines run channels-last, and the 3D networks in torch's default layout; in "
+        "the other engines both sides have the same."
+    )
 
 
 def _accuracy(row: Mapping[str, Any], accuracy: Mapping[str, Any] | None) -> str:
