@@ -81,6 +81,7 @@ def test_a_name_that_leaves_the_bundle_is_refused(bundle):
         (lambda m: m.update(intended_use=None), "intended_use"),
         (lambda m: m.update(architecture=None), "names no encoder"),
         (lambda m: m.update(architecture={"encoder": None}), "names no encoder"),
+        (lambda m: m.update(training={"made_of": None}), "training is no record"),
         (lambda m: m["model"].update(normalisation="magic"), "magic"),
         (lambda m: m["model"].update(cells=47), "47 cells"),
         (lambda m: m["model"].update(occupancy=2), "out of range"),

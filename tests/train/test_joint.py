@@ -71,6 +71,15 @@ def test_resuming_ends_in_the_weights_of_an_uninterrupted_run(scans, tuned, tmp_
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_the_encoders_rate_may_change_until_it_was_used(scans, tuned, tmp_path):
+    cache, other = tuned[0] / "features", replace(OPTIONS, tune_encoder=1, encoder_learning_rate=2e-5)
+    fit(TINY, scans, tmp_path, replace(OPTIONS, tune_encoder=0), cache=cache, weights="none")
+    fit(TINY, scans, tmp_path, other, cache=cache, weights="none", resume=True)
+    assert load_checkpoint(tmp_path).record["options"]["encoder_learning_rate"] == 2e-5
+    with pytest.raises(DataError, match="other settings"):
+        fit(TINY, scans, tmp_path, OPTIONS, cache=cache, weights="none", resume=True)
+
+
 def test_a_finished_training_needs_no_optimiser_to_be_taken_up_again(scans, tuned, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(tuned[0], folder)

@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from brains import brain_file
+from brains import brain_array, brain_file, save
 
 from ssn.core.errors import DataError
 from ssn.core.geometry import GridConfig
@@ -45,6 +47,32 @@ def test_blobs_change_the_brain_where_the_mask_says_and_nowhere_far_from_it(stac
     assert change[far].sum() < 0.01 * change.sum(), "a blob's edge is a few mm wide"
     assert altered.slices.min() >= 0
     assert altered.slices.max() <= 1
+
+
+@pytest.fixture(scope="module")
+def standardised(tmp_path_factory):
+    """A brain whose grey values have mean 0, as the background is: half of it is below the background."""
+    data, affine = brain_array((3.0,) * 3, lesion=False)
+    inside = data[data > 0]
+    path = tmp_path_factory.mktemp("standardised") / "z.nii"
+    return save(path, np.where(data > 0, (data - inside.mean()) / inside.std(), 0), affine, dtype=np.float32)
+
+
+def test_blobs_stay_in_a_brain_whose_background_is_not_its_minimum(standardised):
+    stack = cut_slices(read_volume(standardised), GridConfig(), 48, "minmax")
+    empty = stack.occupancy == 0
+    assert stack.slices.reshape(-1, 3, 48, 4, 48, 4).max((1, 3, 5))[empty].any(), "background above 0"
+    _, mask = insert_blobs(stack, seed=0, count=36)
+    covered = mask.reshape(-1, 3, 48, 4, 48, 4).any((1, 3, 5))
+    assert covered.any()
+    assert not covered[empty].any()
+
+
+def test_a_background_that_brain_only_would_take_for_brain_is_refused(standardised, scan, tmp_path):
+    network = FeatureNetwork(replace(TINY, normalisation="minmax", brain_only=True), "none").eval()
+    FeatureReader(network, None).features(scan)
+    with pytest.raises(DataError, match=r"z\.nii: its background is not its lowest value"):
+        FeatureReader(network, None).features(standardised)
 
 
 def test_the_same_seed_draws_the_same_blobs_and_another_seed_others(stack):
