@@ -104,17 +104,19 @@ def holds(
 
     Parameters
     ----------
-    against, engines : baselines and engines that it is about: each with each, and what was measured of anything
+    against, engines : baselines and engines that it is about, each with each; a quantity that was measured in some
+        engines alone is about those, if none is named
 
     Raises
     ------
     ResultsError
         If a quantity of one of them was not measured: of nothing everything would hold.
     """
-    known = dict.fromkeys((one.method, one.engine) for one in findings)
-    about = [*known, *(pair for pair in product(against, engines) if pair not in known)]
     for quantity in quantities:
         found = {(one.method, one.engine) for one in findings if one.quantity == quantity}
+        meant = {*engines, *(engine for _, engine in found)}
+        known = [(one.method, one.engine) for one in findings if one.engine in meant or not found]
+        about = dict.fromkeys([*known, *product(against, engines)])
         missing = [f"{method} in {engine}" for method, engine in about if (method, engine) not in found]
         if missing:
             what = ", ".join(missing) if found else "all"

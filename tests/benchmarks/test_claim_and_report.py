@@ -243,3 +243,16 @@ def test_markdown_needs_no_charts_and_the_page_of_steps_names_its_commit(results
     assert "| VQVAE | onnxruntime | 5.00x [4.00, 6.00]: holds" in (tmp_path / "report.md").read_text()
     assert invoke("performance", results, "-o", tmp_path / "performance.md").exit_code == 0
     assert "commit abc" in (tmp_path / "performance.md").read_text()
+
+
+def test_memory_that_was_measured_in_one_engine_alone_is_a_claim_about_that_one(results):
+    rows = json.loads((results / "latency.json").read_text())["rows"]
+    memory = [
+        _row(one["method"], one["group"], against={"compact": {"memory": RATIO}}) for one in rows if "group" in one
+    ]
+    (results / "memory.json").write_text(json.dumps({"environment": {}, "rows": memory}))
+    rows += [one | {"engine": "torch"} for one in rows if one.get("method") == "VQVAE"]
+    (results / "latency.json").write_text(json.dumps({"environment": {}, "rows": rows}))
+    assert invoke("claim", results, "--against", "VQVAE").exit_code == 0
+    stated = invoke("claim", results, "--against", "VQVAE", "--engine", "torch", "--engine", "onnxruntime")
+    assert "memory (VQVAE in torch): was not measured" in stated.stderr
