@@ -1,5 +1,6 @@
 """Read one brain volume from NIfTI into canonical axis order, and write a map back onto the same voxels."""
 
+import hashlib
 import io
 import math
 from dataclasses import dataclass
@@ -48,6 +49,10 @@ class Volume:
     def voxel_ml(self) -> float:
         """Volume of a voxel, ml: less than the product of its edges where axes are not at right angles."""
         return float(np.prod(self.zooms)) * voxel_shape(self.affine) / 1000
+
+    def contents(self) -> str:
+        """SHA-256 of shape and voxels, whatever file they are in: compressed or not, in any axis order."""
+        return hashlib.sha256(repr(self.data.shape).encode() + self.data.tobytes()).hexdigest()
 
 
 def read_volume(path: Path) -> Volume:

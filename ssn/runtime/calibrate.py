@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from ssn import __version__
 from ssn.core.atomic import printable
@@ -75,7 +72,7 @@ def calibrate_on(
         try:
             if isinstance(volume, SsnError):
                 raise volume
-            voxels = _contents(volume)
+            voxels = volume.contents()
             if voxels in seen:
                 raise VolumeError(f"{printable(path)}: is the same image as {printable(seen[voxels])}")
             seen[voxels] = path
@@ -113,11 +110,6 @@ def calibrate_on(
         "volume_sha256": files,
     }
     return calibration, record
-
-
-def _contents(volume: Volume) -> str:
-    """SHA-256 of the voxels: a file and its compressed copy have the same."""
-    return hashlib.sha256(np.ascontiguousarray(volume.data).view(np.uint8).data).hexdigest()
 
 
 def _doubts(healthy: Sequence[HealthyVolume], bundle: Bundle) -> list[list[str]]:

@@ -138,12 +138,13 @@ def _models(question: Question, config: ModelConfig) -> dict[str, ModelConfig]:
         case "width":
             # Components are chosen by whitening: without it they would change two things at once.
             fewer = COMPONENTS if config.whiten else ()
-            longer = (2 * config.plane_channels, 2 * config.depth_channels)
             return {
                 "full": config,
                 **{f"{count} components": replace(config, components=count) for count in fewer},
                 **{f"hidden layers of {size}": replace(config, hidden=size) for size in HIDDEN},
-                "code twice as long": replace(config, plane_channels=longer[0], depth_channels=longer[1]),
+                "code twice as long": replace(
+                    config, plane_channels=2 * config.plane_channels, depth_channels=2 * config.depth_channels
+                ),
             }
         case "normalisation":
             return {

@@ -142,7 +142,7 @@ def _read_case(case: Case) -> tuple[CaseFacts, list[str], NDArray[np.float32] | 
     try:
         volume = read_volume(case.image)
         shape, zooms = volume.data.shape, tuple(round(z, 4) for z in volume.zooms)
-        contents = hashlib.sha256(repr(shape).encode() + volume.data.tobytes()).hexdigest()
+        contents = volume.contents()
         stack = cut_slices(volume, GridConfig(), _CELLS, thick="middle")
         look = grey_blocks(stack)
         if case.mask is not None and not problems:
