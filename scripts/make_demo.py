@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 
 import ssn.assets
-from ssn.train.synthetic import make_subject
+from ssn.train.subject import make_subject
 from ssn.train.templates import load_template
 
 SEED = 900_000_007  # of no cohort that the model was made or measured with

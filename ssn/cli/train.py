@@ -55,6 +55,10 @@ def synth(
         Literal["icbm152", "sri24"], typer.Option(help="Anatomy that subjects are made from.")
     ] = "icbm152",
     slice_mm: Annotated[int, typer.Option(help="Thickness of the axial slices, in mm.", min=1, max=10)] = 1,
+    tilt: Annotated[
+        int,
+        typer.Option(help="Degrees by which each head is turned in its grid, besides its own few.", min=0, max=45),
+    ] = 0,
     seed: Annotated[
         int,
         typer.Option(
@@ -70,7 +74,7 @@ def synth(
         from ssn.train.synthetic import plan_cohort, write_cohort
 
         sizes = {"train": train, "calibration": calibration, "validation": validation, "test": test}
-        records = plan_cohort(sizes, contrast, template, seed, slice_mm)
+        records = plan_cohort(sizes, contrast, template, seed, slice_mm, tilt)
         with progress_bar() as bar:
             task = bar.add_task("subjects", total=len(records))
             table = write_cohort(

@@ -1,6 +1,6 @@
-"""How much a brain's grey values lie as healthy ones do: it tells another contrast, and an orientation that is wrong.
+"""How much a brain's grey values lie as healthy ones do: it tells another contrast, a wrong orientation and a tilt.
 
-A map shows neither as what it is: both make it high in most of the brain.
+A map shows none of them as what it is: all make it high where nothing is wrong.
 """
 
 from __future__ import annotations
@@ -11,11 +11,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ssn.core.geometry import GridConfig
 from ssn.core.slices import SliceStack
+from ssn.core.tilt import Tilt, find_tilt
 
 BLOCK = 2  # map cells an axis: one person's folds are not another's, and average out
 LEAST = 0.2  # of a correlation: synthetic T1 of two atlases has 0.4 and more, T2 less than 0
 _CLEARLY = 0.02  # more like healthy brains than as it lies
+_NEARLY = 0.1  # less like them: may be a turned brain yet, when it is straight
+TILTED = 10.0  # degrees: the packaged model was trained on heads that are tilted by less
 _FEWEST = 100  # blocks that both have: less is no brain to compare
 
 
@@ -26,25 +30,47 @@ class Likeness:
     Attributes
     ----------
     value : Pearson correlation over the blocks; None where too few of them meet
+    straight : the correlation when its tilt is undone
     turn : how it would have to be turned to be more like them; None where it is most like them as it lies
-    turned : the correlation when turned so
+    turned : the correlation when turned so, and that tilt undone
+    tilt : of the head in its grid, against them; None where they are too little alike, or blocks too coarse, to tell
     """
 
     value: float | None
+    straight: float = -1.0
     turn: str | None = None
     turned: float = -1.0
+    tilt: Tilt | None = None
 
-    def doubts(self, others: str) -> list[str]:
-        """Say what is probably wrong with the volume; `others`: what it was compared with, in words."""
+    @property
+    def tilted(self) -> Tilt | None:
+        """The tilt, where it is more than a model should have to bear."""
+        return self.tilt if self.tilt is not None and self.tilt.degrees > TILTED else None
+
+    def doubts(self, others: str, straightened: bool = False) -> list[str]:
+        """Say what is probably wrong with the volume.
+
+        Parameters
+        ----------
+        others : what it was compared with, in words
+        straightened : its tilt was undone before it was scored
+        """
         if self.value is None:
             return [
                 f"too little of it is solid where {others} are, so it cannot be compared with them and its scores mean "
                 "nothing; check that it is a whole, skull-stripped brain"
             ]
-        if self.turn is not None and self.turned >= LEAST:
+        if self.turn is not None:
             return [
                 f"it is more like {others} when it is turned {self.turn} (correlation {self.turned:.2f}, as it lies "
-                f"{self.value:.2f}); look at it in a viewer, and correct the orientation in its header"
+                f"{self.straight:.2f}); look at it in a viewer, and correct the orientation in its header"
+            ]
+        if self.tilted is not None and straightened:
+            return []
+        if self.tilted is not None:
+            return [
+                f"its head is tilted in its grid by {self.tilted.degrees:.0f} degrees against {others} "
+                f"({self.tilted}), which makes maps high where all is well; turn it straight, by linear interpolation"
             ]
         if self.value < LEAST:
             return [
@@ -58,6 +84,12 @@ def block_shape(windows: int, cells: int) -> tuple[int, int, int]:
     """Blocks of a grid of so many windows, and cells a row."""
     depth, width = (-(-size // BLOCK) for size in (windows, cells))
     return depth, width, width
+
+
+def block_edges(grid: GridConfig, cells: int) -> tuple[float, float, float]:
+    """Edges of a block in mm: up, and in the plane."""
+    across = BLOCK * grid.plane / cells
+    return BLOCK * grid.window, across, across
 
 
 def grey_blocks(stack: SliceStack) -> NDArray[np.float32]:
@@ -82,7 +114,9 @@ def mean_blocks(volumes: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
     return _mean(*_sums(volumes), len(volumes))
 
 
-def unlike_the_rest(volumes: Sequence[NDArray[np.float32]], others: str) -> list[list[str]]:
+def unlike_the_rest(
+    volumes: Sequence[NDArray[np.float32]], edges: tuple[float, float, float], others: str
+) -> list[list[str]]:
     """Doubts about each volume of a set, compared with the mean of the rest; of fewer than three nothing is said."""
     if len(volumes) < 3:
         return [[] for _ in volumes]
@@ -90,7 +124,7 @@ def unlike_the_rest(volumes: Sequence[NDArray[np.float32]], others: str) -> list
     found = []
     for own in volumes:
         rest = _mean(total - np.nan_to_num(own), count - np.isfinite(own), len(volumes) - 1)
-        found.append(compare(own, rest).doubts(others))
+        found.append(compare(own, rest, edges).doubts(others))
     return found
 
 
@@ -106,23 +140,32 @@ def _mean(total: NDArray[np.float32], count: NDArray[np.float32], volumes: int) 
     return np.where(count >= max(volumes / 3, 1), total / count.clip(1), np.float32(np.nan))
 
 
-def compare(own: NDArray[np.float32], healthy: NDArray[np.float32]) -> Likeness:
+def compare(own: NDArray[np.float32], healthy: NDArray[np.float32], edges: tuple[float, float, float]) -> Likeness:
     """Compare a volume's blocks with healthy ones, as it lies and turned.
 
     The pose has put the brain's box in the middle of the plane, so that a turned brain is in the same blocks. Left and
-    right are too alike to be told apart.
+    right are too alike to be told apart. `edges`: `block_edges` of their grid.
     """
     value = _correlation(own, healthy)
     if value is None:
         return Likeness(None)
+    tilt, straight = find_tilt(own, healthy, edges) or (None, value)
     turns = {
         "back to front": own[:, ::-1],
         "upside down": _upside_down(own),
         "upside down and back to front": _upside_down(own)[:, ::-1],
     }
-    found = {name: _correlation(blocks, healthy) for name, blocks in turns.items()}
-    best, turned = max(((name, -1.0 if r is None else r) for name, r in found.items()), key=lambda pair: pair[1])
-    return Likeness(value, best if turned > value + _CLEARLY else None, turned)
+    turn, turned = None, straight + _CLEARLY
+    least = max(value - _NEARLY, LEAST)  # a tilt hides a turn, or looks like one: it is undone in both
+    for name, blocks in turns.items():
+        plain = _correlation(blocks, healthy)
+        if plain is not None and plain > least:
+            _, likeness = find_tilt(blocks, healthy, edges) or (None, plain)
+            if likeness > turned:
+                turn, turned = name, likeness
+    if turn is not None:
+        return Likeness(value, straight, turn, turned)
+    return Likeness(value, straight, tilt=tilt if value >= LEAST else None)
 
 
 def _upside_down(blocks: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -16,7 +16,7 @@ from ssn.core.bundle import CARD_FILE, ENCODER_FILE, FLOW_FILE, Bundle, write_bu
 from ssn.core.calibrate import HealthyVolume, calibrate
 from ssn.core.engine_record import ENGINES_FOLDER
 from ssn.core.errors import DataError, SsnError, VolumeError
-from ssn.core.likeness import compare, unlike_the_rest
+from ssn.core.likeness import block_edges, compare, unlike_the_rest
 from ssn.core.scoring import Calibration
 from ssn.core.volume import Volume, read_volume
 from ssn.runtime.backend import DEFAULT_BATCH, Backend, StageTimes, run_batches
@@ -115,10 +115,11 @@ def calibrate_on(
 def _doubts(healthy: Sequence[HealthyVolume], bundle: Bundle) -> list[list[str]]:
     """Doubts about each volume by what it looks like: against what the bundle knows, or else against the rest."""
     looks = [one.grey for one in healthy if one.grey is not None]
-    known = bundle.calibration.grey
+    known, spec = bundle.calibration.grey, bundle.spec
+    edges = block_edges(spec.grid, spec.cells)
     if known is None:
-        return unlike_the_rest(looks, "the other volumes")
-    return [compare(own, known).doubts(f"the healthy {bundle.spec.modality} volumes") for own in looks]
+        return unlike_the_rest(looks, edges, "the other volumes")
+    return [compare(own, known, edges).doubts(f"the healthy {spec.modality} volumes") for own in looks]
 
 
 def _read_ahead(paths: Sequence[Path]) -> Iterator[Volume | SsnError]:

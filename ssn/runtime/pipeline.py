@@ -13,9 +13,10 @@ from ssn.core.atomic import printable
 from ssn.core.brain_doubts import brain_doubts
 from ssn.core.bundle import Bundle
 from ssn.core.errors import VolumeError
-from ssn.core.likeness import compare, grey_blocks
+from ssn.core.likeness import block_edges, compare, grey_blocks
 from ssn.core.scoring import anomaly_map, p_value, volume_score
 from ssn.core.slice_metrics import slice_scores
+from ssn.core.straight import straighten
 from ssn.core.volume import Volume, read_volume
 from ssn.runtime.backend import DEFAULT_BATCH, Runs, StageTimes, run_batches
 from ssn.runtime.result import Result
@@ -50,12 +51,18 @@ def infer_volume(
     start = time.perf_counter()
     spec, calibration = bundle.spec, bundle.calibration
     stack = spec.cut(volume)
-    likeness = None if calibration.grey is None else compare(grey_blocks(stack), calibration.grey)
+    likeness = None
+    if calibration.grey is not None:
+        likeness = compare(grey_blocks(stack), calibration.grey, block_edges(spec.grid, spec.cells))
     doubts = brain_doubts(volume, stack)
+    straight = None if likeness is None or likeness.tilted is None else straighten(volume, stack, likeness.tilted)
+    seen = stack if straight is None else spec.cut(straight.volume)
     times.add("prepare", time.perf_counter() - start)
-    places, values = run_batches(backend, stack, spec.occupancy, batch, times, progress)
+    places, values = run_batches(backend, seen, spec.occupancy, batch, times, progress)
     start = time.perf_counter()
-    score_map = anomaly_map(values, places, stack, calibration)
+    score_map = anomaly_map(values, places, seen, calibration)
+    if straight is not None:
+        score_map = straight.turn_back(score_map, stack)
     level = calibration.threshold if threshold is None else threshold
     score = volume_score(score_map, stack.brain, volume.voxel_ml)
     if not math.isfinite(score):
@@ -77,5 +84,6 @@ def infer_volume(
         slice_scores=np.where(np.isfinite(slices), slices, np.nan).astype(np.float32),
         times=times,
         likeness=likeness,
+        straightened=straight is not None,
         brain_doubts=doubts,
     )

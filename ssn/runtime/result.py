@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,7 @@ class Result:
     slice_scores : (Z,) float32, the map's maximum in each axial slice; NaN in a slice without brain
     times : seconds a stage
     likeness : to healthy volumes; None where the bundle does not know what they look like
+    straightened : it was turned by its tilt before it was scored, and the map turned back
     brain_doubts : about the brain and where it was placed (`ssn.core.brain_doubts`)
     """
 
@@ -54,6 +55,7 @@ class Result:
     slice_scores: NDArray[np.float32]
     times: StageTimes
     likeness: Likeness | None = None
+    straightened: bool = False
     brain_doubts: Sequence[str] = ()
 
     @property
@@ -71,7 +73,7 @@ class Result:
 def as_record(result: Result, bundle: Bundle, backend: Backend) -> dict[str, Any]:
     """Everything but the arrays, for JSON. The input's folder is left out: folders can name patients."""
     volume = result.volume
-    likeness = result.likeness
+    likeness, healthy = result.likeness, f"the healthy {bundle.spec.modality} volumes"
     return {
         "input": {
             "name": volume.path.name,
@@ -81,10 +83,12 @@ def as_record(result: Result, bundle: Bundle, backend: Backend) -> dict[str, Any
                 *volume.doubts,
                 *_contrast_doubts(volume.path.name, bundle.spec.modality),
                 *voxel_doubts(max(volume.zooms), bundle.calibration.voxel_mm),
-                *(likeness.doubts(f"the healthy {bundle.spec.modality} volumes") if likeness else ()),
+                *(likeness.doubts(healthy, result.straightened) if likeness else ()),
                 *result.brain_doubts,
             ],
             "likeness": None if likeness is None or likeness.value is None else round(likeness.value, 4),
+            "tilt_degrees": None if likeness is None or likeness.tilt is None else asdict(likeness.tilt),
+            "straightened": result.straightened,
         },
         "volume": {
             "score": round(result.score, 4),

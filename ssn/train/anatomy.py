@@ -92,8 +92,13 @@ def _integrate(velocity: Tensor, steps: int = 5) -> Tensor:
     return displacement
 
 
-def draw_coordinates(shape: tuple[int, int, int], rng: np.random.Generator, seed: int) -> Tensor:
-    """Draw where each voxel of a new subject lies in the template: (3, X, Y, Z) in template voxels."""
+def draw_coordinates(
+    shape: tuple[int, int, int], rng: np.random.Generator, seed: int, turn: NDArray[np.float64] | None = None
+) -> Tensor:
+    """Draw where each voxel of a new subject lies in the template: (3, X, Y, Z) in template voxels.
+
+    `turn`: a rotation (3, 3) of the head in the grid, besides the one that is drawn.
+    """
     generator = torch.Generator().manual_seed(seed)
     half = tuple(-(-n // 2) for n in shape)
     velocity = torch.zeros(3, *half)
@@ -110,7 +115,8 @@ def draw_coordinates(shape: tuple[int, int, int], rng: np.random.Generator, seed
     about_z = np.array([[cos[2], -sin[2], 0], [sin[2], cos[2], 0], [0, 0, 1]])
     # The template is a large head: people are smaller on average.
     scale = rng.normal(0.95, 0.03) * rng.normal(1.0, 0.02, 3)
-    matrix = torch.from_numpy((about_x @ about_y @ about_z) / scale).float()
+    own = (about_x @ about_y @ about_z) / scale
+    matrix = torch.from_numpy(own if turn is None else own @ turn).float()
     centre = (torch.tensor(shape, dtype=torch.float32) - 1) / 2
     shift = torch.from_numpy(rng.normal(0, 2.0, 3)).float()
     moved = voxel_coordinates(shape) + displacement - centre.view(3, 1, 1, 1)

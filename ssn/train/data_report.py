@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ssn.core.errors import SsnError
 from ssn.core.geometry import GridConfig
-from ssn.core.likeness import grey_blocks, unlike_the_rest
+from ssn.core.likeness import block_edges, grey_blocks, unlike_the_rest
 from ssn.core.slices import cut_slices
 from ssn.core.volume import read_volume
 from ssn.train.cases import HEALTHY_SPLITS, SPLITS, Case, Layout
@@ -27,7 +27,7 @@ from ssn.train.masks import read_mask, unusable_mask
 
 # Layouts that state each file's contrast and hold several by design; elsewhere a mix is a mistake.
 _SEVERAL_CONTRASTS = ("ixi", "brats")
-_CELLS = 48  # a row, of what a volume looks like
+_GRID, _CELLS = GridConfig(), 48  # of what a volume looks like; cells a row
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def check_data(
     duplicates, same_split = _duplicates(facts)
     notes += same_split
     for alike in looks.values():
-        found_doubts = unlike_the_rest(list(alike.values()), "the other volumes here")
+        found_doubts = unlike_the_rest(list(alike.values()), block_edges(_GRID, _CELLS), "the other volumes here")
         notes += [f"{name}: {doubt}" for name, doubts in zip(alike, found_doubts, strict=True) for doubt in doubts]
     if not dataset.flat and not any(case.split == "train" for case in dataset.cases):
         notes.append("no volume is in split 'train': this data set can measure a detector, not train one")
@@ -143,7 +143,7 @@ def _read_case(case: Case) -> tuple[CaseFacts, list[str], NDArray[np.float32] | 
         volume = read_volume(case.image)
         shape, zooms = volume.data.shape, tuple(round(z, 4) for z in volume.zooms)
         contents = volume.contents()
-        stack = cut_slices(volume, GridConfig(), _CELLS, thick="middle")
+        stack = cut_slices(volume, _GRID, _CELLS, thick="middle")
         look = grey_blocks(stack)
         if case.mask is not None and not problems:
             mask = read_mask(case.mask, shape)

@@ -18,22 +18,14 @@ from numpy.typing import NDArray
 from ssn.core.atomic import atomic_path
 from ssn.core.errors import DataError, OutputError
 from ssn.core.outputs import make_folder
-from ssn.train.anatomy import (
-    Contrast,
-    acquire,
-    draw_coordinates,
-    draw_tissue,
-    sample,
-    tissue_signal,
-    voxel_coordinates,
-)
+from ssn.train.anatomy import Contrast
 from ssn.train.cases import HEALTHY_SPLITS
 from ssn.train.layouts import COHORT_FILE
-from ssn.train.lesions import LESION_KINDS, LesionKind, blend, draw_lesion
+from ssn.train.lesions import LESION_KINDS, LesionKind
+from ssn.train.subject import make_subject, thicken
 from ssn.train.templates import Template, TemplateName, load_template
 from ssn.train.workers import worker_processes
 
-CROPPED_SHARE = 0.15
 SEEDS = 1_000_000  # of subjects that a cohort's seed leaves room for
 
 
@@ -45,6 +37,7 @@ class SubjectRecord:
     ----------
     image, mask : relative to the cohort's folder; no mask, "", of a healthy subject
     slice_mm : thickness of the axial slices, in whole mm
+    tilt_degrees : rotation of the head in its grid, about an axis of its own, besides that which every subject has
     """
 
     image: str
@@ -56,72 +49,7 @@ class SubjectRecord:
     template: TemplateName
     seed: int
     slice_mm: int = 1
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A subject's image (X, Y, Z) float32 in 0..about 1 with 0 outside the brain, lesion mask and affine."""
-
-    image: NDArray[np.float32]
-    mask: NDArray[np.bool_]
-    affine: NDArray[np.float64]
-
-
-def make_subject(
-    template: Template, seed: int, *, contrast: Contrast = "t1", lesion: LesionKind | None = None
-) -> Subject:
-    """Make one subject. The same seed with another `lesion` (or none) is the same brain and acquisition."""
-    streams = np.random.SeedSequence(seed).spawn(5)
-    shape_rng, tissue_rng, signal_rng, lesion_rng, scan_rng = (np.random.default_rng(s) for s in streams)
-    states = [int(s.generate_state(1)[0]) for s in streams]
-    coordinates = draw_coordinates(template.t1.shape, shape_rng, states[0])
-    tissue_state = tissue_rng.bit_generator.state
-    tissue = draw_tissue(template, coordinates, tissue_rng, states[1])
-    drawn = None
-    if lesion is not None:
-        drawn = draw_lesion(lesion, tissue, lesion_rng, states[3])
-        if drawn.push is not None:
-            # Tissue now at x was at x - push(x): look its template coordinates up there. The same random
-            # numbers give the same subject; the skull, and so the brain's outline, stays.
-            tissue_rng.bit_generator.state = tissue_state
-            moved = sample(coordinates, voxel_coordinates(template.t1.shape) - drawn.push)
-            tissue = draw_tissue(template, moved, tissue_rng, states[1], tissue.brain)
-    signal = tissue_signal(tissue, contrast, signal_rng)
-    if drawn is not None:
-        signal = blend(signal, drawn, contrast, lesion_rng)
-    image = acquire(signal, tissue.brain, scan_rng, states[4])
-    mask = np.zeros(image.shape, bool) if drawn is None else drawn.mask.numpy()
-    affine = template.affine.copy()
-    if scan_rng.random() < CROPPED_SHARE:  # the field of view ends inside the brain
-        lowest = int(np.flatnonzero(image.any((0, 1)))[0] + scan_rng.integers(5, 25))
-        if mask.any():  # but not inside the lesion
-            lowest = min(lowest, int(np.flatnonzero(mask.any((0, 1)))[0]))
-        image, mask = image[:, :, lowest:], mask[:, :, lowest:]
-        affine[:3, 3] += affine[:3, 2] * lowest
-    return Subject(image, mask, affine)
-
-
-def thicken(subject: Subject, count: int) -> Subject:
-    """Make one axial slice of every `count`, as a scan with thick slices has them.
-
-    A voxel's intensity is the mean of what is brain in it. It is brain, or lesion, where half of it or more is; of a
-    lesion too small for that the voxels that hold most of it stay.
-    """
-    top = -subject.image.shape[2] % count  # voxels short of a whole slice: background
-
-    def cut(data: NDArray[Any]) -> NDArray[Any]:
-        padded = np.pad(data, ((0, 0), (0, 0), (0, top)))
-        return padded.reshape(*data.shape[:2], -1, count)
-
-    brain = cut(subject.image != 0)
-    mean = cut(subject.image).sum(-1) / brain.sum(-1).clip(1)
-    image = np.where(brain.mean(-1) >= 0.5, mean, 0).astype(np.float32)
-    share = cut(subject.mask).mean(-1) * (image != 0)
-    mask = (share >= min(0.5, share.max())) & (share > 0)
-    affine = subject.affine.copy()
-    affine[:3, 3] += affine[:3, 2] * (count - 1) / 2  # the middle of the first slice
-    affine[:3, 2] *= count
-    return Subject(image, mask, affine)
+    tilt_degrees: int = 0
 
 
 def _write(path: Path, data: NDArray[np.generic], affine: NDArray[np.float64]) -> None:
@@ -133,7 +61,12 @@ def _write(path: Path, data: NDArray[np.generic], affine: NDArray[np.float64]) -
 
 
 def plan_cohort(
-    sizes: dict[str, int], contrast: Contrast, template: TemplateName, seed: int, slice_mm: int = 1
+    sizes: dict[str, int],
+    contrast: Contrast,
+    template: TemplateName,
+    seed: int,
+    slice_mm: int = 1,
+    tilt_degrees: int = 0,
 ) -> list[SubjectRecord]:
     """List a cohort's subjects.
 
@@ -158,7 +91,11 @@ def plan_cohort(
             name = f"{template}-{contrast}-{split}-{index:04d}.nii.gz"
             mask = f"masks/{name}" if lesion else ""
             own = seed * SEEDS + number
-            records.append(SubjectRecord(f"images/{name}", mask, split, lesion, 0.0, contrast, template, own, slice_mm))
+            records.append(
+                SubjectRecord(
+                    f"images/{name}", mask, split, lesion, 0.0, contrast, template, own, slice_mm, tilt_degrees
+                )
+            )
     return records
 
 
@@ -171,7 +108,11 @@ def _make_and_write(record: SubjectRecord, folder: Path) -> SubjectRecord:
     torch.set_num_threads(1)  # one process a core already
     path = folder / record.image
     subject = make_subject(
-        _template(record.template), record.seed, contrast=record.contrast, lesion=record.lesion or None
+        _template(record.template),
+        record.seed,
+        contrast=record.contrast,
+        lesion=record.lesion or None,
+        tilt_degrees=record.tilt_degrees,
     )
     if record.slice_mm > 1:
         subject = thicken(subject, record.slice_mm)
@@ -238,7 +179,8 @@ def _refuse_others(table: Path, there: list[SubjectRecord], records: list[Subjec
         sizes = ", ".join(f"{size} {split}" for split, size in Counter(record.split for record in there).items())
         raise OutputError(
             f"{table}: is of another cohort (seed {other.seed // SEEDS}, {other.contrast}, {other.template}, "
-            f"slices of {other.slice_mm} mm; {sizes}); use another folder, or the same options"
+            f"slices of {other.slice_mm} mm, tilted by {other.tilt_degrees} degrees; {sizes}); use another folder, or "
+            "the same options"
         )
 
 
@@ -269,5 +211,10 @@ def read_cohort(path: Path) -> list[SubjectRecord]:
 
 
 def _record(row: dict[str, Any]) -> SubjectRecord:
-    numbers = {"volume_ml": float(row["volume_ml"]), "seed": int(row["seed"]), "slice_mm": int(row.get("slice_mm", 1))}
+    numbers = {
+        "volume_ml": float(row["volume_ml"]),
+        "seed": int(row["seed"]),
+        "slice_mm": int(row.get("slice_mm", 1)),
+        "tilt_degrees": int(row.get("tilt_degrees", 0)),
+    }
     return SubjectRecord(**{**row, **numbers})

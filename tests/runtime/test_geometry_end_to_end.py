@@ -5,6 +5,7 @@ unlikely. All else, from file to file, is the product's own path.
 """
 
 import itertools
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -13,7 +14,10 @@ from brains import LESION_AT, brain_array, save
 
 from ssn.core.bundle import Bundle, ModelSpec
 from ssn.core.geometry import PAPER_GRID, GridConfig
+from ssn.core.likeness import grey_blocks
 from ssn.core.scoring import Calibration
+from ssn.core.tilt import Tilt
+from ssn.core.volume import read_volume
 from ssn.runtime.outputs import write_outputs
 from ssn.runtime.pipeline import infer_volume
 
@@ -100,6 +104,24 @@ def test_the_map_of_an_oblique_volume_lies_on_its_lesion(tmp_path):
     written = run(tmp_path, data, oblique @ affine)
     expected = nib.affines.apply_affine(oblique, LESION_AT)
     assert np.linalg.norm(map_centre(written) - expected) < 4.0
+
+
+@pytest.mark.parametrize("orientation", list(orientations()), ids=lambda o: "".join(nib.orientations.ornt2axcodes(o)))
+def test_the_map_of_a_tilted_head_lies_on_its_lesion_in_every_orientation(tmp_path, orientation):
+    bundle, backend = bundle_for(tmp_path, GridConfig()), BrightnessBackend()
+    healthy = read_volume(save(tmp_path / "healthy.nii", *brain_array((4.0, 4.0, 4.0), lesion=False)))
+    grey = grey_blocks(bundle.spec.cut(healthy))
+    bundle = replace(bundle, calibration=replace(bundle.calibration, grey=grey))
+    turn = Tilt(pitch=-10, roll=8, yaw=5).matrix
+    image = nib.Nifti1Image(*brain_array((3.0, 3.0, 3.5), turn=turn)).as_reoriented(orientation)
+    result = infer_volume(save(tmp_path / "scan.nii", image.get_fdata(), image.affine), bundle, backend)
+    assert result.straightened
+    tilt = result.likeness.tilt
+    assert (tilt.pitch, tilt.roll, tilt.yaw) == pytest.approx((-10, 8, 5), abs=4)
+    write_outputs(result, bundle, backend, tmp_path / "out", "scan", picture=False)
+    written = tmp_path / "out" / "scan_anomaly.nii.gz"
+    np.testing.assert_allclose(nib.load(written).affine, image.affine, atol=1e-5)
+    assert np.linalg.norm(map_centre(written) - turn @ LESION_AT) < 4.0
 
 
 def test_a_brain_that_is_small_and_off_centre_is_found(tmp_path):

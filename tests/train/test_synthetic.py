@@ -10,7 +10,8 @@ from ssn.core.pose import find_brain
 from ssn.core.volume import read_volume
 from ssn.train.datasets import open_split
 from ssn.train.lesions import LESION_KINDS, VOLUME_RANGE_ML
-from ssn.train.synthetic import Subject, make_subject, plan_cohort, read_cohort, thicken, write_cohort
+from ssn.train.subject import Subject, make_subject, thicken
+from ssn.train.synthetic import plan_cohort, read_cohort, write_cohort
 from ssn.train.templates import load_template
 
 
@@ -126,7 +127,7 @@ def test_another_cohort_is_not_replaced(tmp_path, sizes, options):
         writer.writeheader()
         writer.writerows(asdict(record) for record in there)
     before = (tmp_path / "cohort.csv").read_bytes()
-    said = r"another cohort \(seed 3, t1, icbm152, slices of 1 mm; 2 train\); use another folder"
+    said = r"another cohort \(seed 3, t1, icbm152, slices of 1 mm, tilted by 0 degrees; 2 train\); use another folder"
     with pytest.raises(OutputError, match=said):
         write_cohort(tmp_path, plan_cohort(sizes, *options))
     assert (tmp_path / "cohort.csv").read_bytes() == before
@@ -144,9 +145,25 @@ def test_a_cohort_of_thick_slices_says_so_in_its_headers_and_its_table(tmp_path)
     assert mask.shape == volume.data.shape
 
 
+def test_a_tilted_subject_is_the_same_one_turned_by_that_angle(template):
+    straight, tilted = (make_subject(template, 3, tilt_degrees=degrees).image for degrees in (0, 20))
+    assert tilted.shape[:2] == straight.shape[:2]
+    brain, other = straight != 0, tilted != 0
+    assert other.sum() == pytest.approx(brain.sum(), rel=0.05), "a rotation keeps the volume"
+    assert straight[brain].mean() == pytest.approx(tilted[other].mean(), rel=0.05)
+    axes = [np.linalg.eigh(np.cov(np.argwhere(inside).T))[1][:, 2] for inside in (brain, other)]
+    turned = np.rad2deg(np.arccos(abs(axes[0] @ axes[1])))
+    assert 3 < turned < 23, "the longest axis turns by the angle, or by less where it is near the rotation's own"
+
+
+def test_a_tilted_cohort_says_so_in_its_table(tmp_path):
+    write_cohort(tmp_path, plan_cohort({"test": 1}, "t1", "icbm152", 3, tilt_degrees=15), workers=1)
+    assert [record.tilt_degrees for record in read_cohort(tmp_path / "cohort.csv")] == [15]
+
+
 def test_a_table_of_before_thick_slices_is_still_read(tmp_path):
     (old,) = plan_cohort({"train": 1}, "t1", "icbm152", 3)
-    row = {name: str(value) for name, value in asdict(old).items() if name != "slice_mm"}
+    row = {name: str(value) for name, value in asdict(old).items() if name not in ("slice_mm", "tilt_degrees")}
     (tmp_path / "cohort.csv").write_text(",".join(row) + "\n" + ",".join(row.values()) + "\n")
     assert read_cohort(tmp_path / "cohort.csv") == [old]
 
