@@ -204,7 +204,6 @@ def calibrate(
     """Calibrate a checkpoint on the data set's held-out healthy volumes (split `calibration`)."""
     with user_errors():
         from ssn.core.bundle import CALIBRATION_FILE
-        from ssn.core.calibrate import HealthyVolume
         from ssn.core.calibrate import calibrate as run
         from ssn.core.outputs import check_file, check_folder
         from ssn.core.volume import read_volume
@@ -212,7 +211,7 @@ def calibrate(
         from ssn.train.checkpoint import load_checkpoint
         from ssn.train.datasets import open_split
         from ssn.train.distributed import choose_device
-        from ssn.train.evaluate import detector_log_likelihood
+        from ssn.train.evaluate import healthy_volume
         from ssn.train.features import FeatureReader
         from ssn.train.trained import refuse_trained
 
@@ -226,7 +225,7 @@ def calibrate(
         grid = detector.config.grid
         with progress_bar() as bar:
             scans = (read_volume(case.image) for case in bar.track(cases, description="healthy volumes"))
-            volumes = (HealthyVolume.of(scan, *detector_log_likelihood(detector, scan, reader)) for scan in scans)
+            volumes = (healthy_volume(detector, scan, reader) for scan in scans)
             result = run(volumes, windows=grid.windows, cells=detector.network.cells, sigma=sigma, rate=rate)
         save_calibration(checkpoint, result)
         typer.echo(

@@ -13,10 +13,9 @@ from ssn.core.atomic import printable
 from ssn.core.brain_doubts import brain_doubts
 from ssn.core.bundle import Bundle
 from ssn.core.errors import VolumeError
-from ssn.core.likeness import block_edges, compare, grey_blocks
-from ssn.core.scoring import anomaly_map, p_value, volume_score
+from ssn.core.look import look_at
+from ssn.core.scoring import p_value, volume_score
 from ssn.core.slice_metrics import slice_scores
-from ssn.core.straight import straighten
 from ssn.core.volume import Volume, read_volume
 from ssn.runtime.backend import DEFAULT_BATCH, Runs, StageTimes, run_batches
 from ssn.runtime.result import Result
@@ -50,40 +49,34 @@ def infer_volume(
     times.add("read", time.perf_counter() - start)
     start = time.perf_counter()
     spec, calibration = bundle.spec, bundle.calibration
-    stack = spec.cut(volume)
-    likeness = None
-    if calibration.grey is not None:
-        likeness = compare(grey_blocks(stack), calibration.grey, block_edges(spec.grid, spec.cells))
-    doubts = brain_doubts(volume, stack)
-    straight = None if likeness is None or likeness.tilted is None else straighten(volume, stack, likeness.tilted)
-    seen = stack if straight is None else spec.cut(straight.volume)
+    look = look_at(volume, spec.cut, calibration)
+    brain = look.read.brain
+    doubts = brain_doubts(volume, look.read)
     times.add("prepare", time.perf_counter() - start)
-    places, values = run_batches(backend, seen, spec.occupancy, batch, times, progress)
+    places, values = run_batches(backend, look.stack, spec.occupancy, batch, times, progress)
     start = time.perf_counter()
-    score_map = anomaly_map(values, places, seen, calibration)
-    if straight is not None:
-        score_map = straight.turn_back(score_map, stack)
+    score_map = look.score_map(values, places, calibration)
     level = calibration.threshold if threshold is None else threshold
-    score = volume_score(score_map, stack.brain, volume.voxel_ml)
+    score = volume_score(score_map, brain, volume.voxel_ml)
     if not math.isfinite(score):
         raise VolumeError(
             f"{printable(volume.path)}: the model's answer is not finite; compute it in another way "
             "(--backend onnxruntime), and please report it"
         )
-    slices = slice_scores(score_map, stack.brain, axis=2)
+    slices = slice_scores(score_map, brain, axis=2)
     times.add("map", time.perf_counter() - start)
     return Result(
         volume=volume,
-        brain=stack.brain,
+        brain=brain,
         score_map=score_map,
-        mask=((score_map > level) & stack.brain).astype(np.uint8),
+        mask=((score_map > level) & brain).astype(np.uint8),
         threshold=level,
         score=score,
         p_value=p_value(score, calibration.healthy_scores),
         abnormal=score > calibration.volume_threshold,
         slice_scores=np.where(np.isfinite(slices), slices, np.nan).astype(np.float32),
         times=times,
-        likeness=likeness,
-        straightened=straight is not None,
+        likeness=look.likeness,
+        straightened=look.straight is not None,
         brain_doubts=doubts,
     )

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ssn.core.calibrate import HealthyVolume, brain_statistics, calibrate, place_statistics
@@ -24,6 +23,7 @@ from ssn.train.checkpoint import Detector
 from ssn.train.evaluate import (
     Method,
     ScoredVolume,
+    detector_log_likelihood,
     lesion_mask,
     measure_volume,
     summarise,
@@ -55,27 +55,13 @@ class Looked:
         return self._known[path]
 
 
-@torch.inference_mode()
-def _log_likelihood(
-    detector: Detector, path: Path, reader: FeatureReader, precision: str
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Places (L,) and log-likelihood per dimension (L,), computed in the precision of training."""
-    found = reader.features(path)
-    device = detector.network.feature_mean.device
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        values = [
-            detector.log_likelihood(features.to(device), places.to(device)).float().cpu()
-            for features, places in zip(found.features.split(8192), found.places.split(8192), strict=True)
-        ]
-    return found.places.numpy(), torch.cat(values).numpy()
-
-
 def measure_arm(arm: Arm, detector: Detector, data: AblationData, cache: Path | None, looked: Looked) -> dict[str, Any]:
     """Calibrate as the arm's scoring says, and measure; each volume goes through the flow once."""
     reader = FeatureReader(detector.network, cache)
 
     def evidence(path: Path) -> tuple[Volume, SliceStack, NDArray[np.int64], NDArray[np.float32]]:
-        return *looked.at(path, detector), *_log_likelihood(detector, path, reader, arm.options.precision)
+        found = reader.features(path)
+        return *looked.at(path, detector), *detector_log_likelihood(detector, found, arm.options.precision)
 
     def healthy(path: Path) -> HealthyVolume:
         volume, stack, places, values = evidence(path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,13 +18,14 @@ import torch
 from numpy.typing import NDArray
 
 from ssn.core import metrics, slice_metrics
+from ssn.core.calibrate import HealthyVolume
 from ssn.core.errors import DataError
-from ssn.core.scoring import Calibration, anomaly_map, volume_score
-from ssn.core.slices import SliceStack
+from ssn.core.look import look_at
+from ssn.core.scoring import Calibration, volume_score
 from ssn.core.volume import Volume, read_volume
 from ssn.train.cases import LESION_SIZES, Case
 from ssn.train.checkpoint import Detector
-from ssn.train.features import FeatureReader, stack_for
+from ssn.train.features import FeatureReader, VolumeFeatures, stack_for
 from ssn.train.masks import read_mask, unusable_mask
 
 
@@ -65,17 +67,22 @@ class VolumeAccuracy:
 
 @torch.inference_mode()
 def detector_log_likelihood(
-    detector: Detector, volume: Volume, reader: FeatureReader
-) -> tuple[SliceStack, NDArray[np.int64], NDArray[np.float32]]:
-    """Stack, places (L,) and log-likelihood per dimension (L,) of one volume; `reader` is of the detector's network."""
-    stack = stack_for(detector.network, volume)
-    found = reader.features(volume.path, stack)
+    detector: Detector, found: VolumeFeatures, precision: Literal["fp32", "bf16"] = "fp32"
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Places (L,) and log-likelihood per dimension (L,) of one volume's features, which the detector's encoder made."""
     device = detector.network.feature_mean.device
-    values = [
-        detector.log_likelihood(features.to(device), places.to(device)).cpu()
-        for features, places in zip(found.features.split(8192), found.places.split(8192), strict=True)
-    ]
-    return stack, found.places.numpy(), torch.cat(values).numpy()
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        values = [
+            detector.log_likelihood(features.to(device), places.to(device)).float().cpu()
+            for features, places in zip(found.features.split(8192), found.places.split(8192), strict=True)
+        ]
+    return found.places.numpy(), torch.cat(values).numpy()
+
+
+def healthy_volume(detector: Detector, volume: Volume, reader: FeatureReader) -> HealthyVolume:
+    """Ask a detector about a healthy volume that it is to be calibrated on; `reader` is of its network."""
+    stack = stack_for(detector.network, volume)
+    return HealthyVolume.of(volume, stack, *detector_log_likelihood(detector, reader.features(volume.path, stack)))
 
 
 class DetectorMethod:
@@ -89,9 +96,11 @@ class DetectorMethod:
     def __call__(self, path: Path) -> ScoredVolume:
         """Score a volume."""
         volume = read_volume(path)
-        stack, places, values = detector_log_likelihood(self._detector, volume, self._reader)
-        score_map = anomaly_map(values, places, stack, self._calibration)
-        return ScoredVolume.of(score_map, stack.brain, volume)
+        look = look_at(volume, partial(stack_for, self._detector.network), self._calibration)
+        found = self._reader.features(path, look.stack, keep=look.straight is None)
+        places, values = detector_log_likelihood(self._detector, found)
+        score_map = look.score_map(values, places, self._calibration)
+        return ScoredVolume.of(score_map, look.read.brain, volume)
 
 
 def _slice_metrics(scored: ScoredVolume, mask: NDArray[np.bool_]) -> tuple[float | None, float | None]:

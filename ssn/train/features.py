@@ -154,14 +154,17 @@ class FeatureReader:
         save_tensors(entry, dict(zip(names, result, strict=True)))
         return result
 
-    def features(self, path: Path, stack: SliceStack | None = None) -> VolumeFeatures:
-        """Features of a volume; `stack` is its slices, where they have been cut already."""
+    def features(self, path: Path, stack: SliceStack | None = None, *, keep: bool = True) -> VolumeFeatures:
+        """Features of a volume; `stack` is its slices, where they have been cut already.
+
+        Do not `keep` those of a stack that is not the volume as it lies.
+        """
 
         def compute() -> Sequence[Tensor]:
             found = compute_features(self._network, stack or stack_for(self._network, read_volume(path)))
             return found.features, found.places
 
-        return VolumeFeatures(*self._kept(path, "", ("features", "places"), compute))
+        return VolumeFeatures(*(self._kept(path, "", ("features", "places"), compute) if keep else compute()))
 
     def altered(self, path: Path, seed: int, blobs: int) -> AlteredFeatures:
         """Features of a healthy volume with up to `blobs` pseudo-anomalies, drawn by `seed`."""

@@ -10,9 +10,12 @@ from filelock import FileLock
 from safetensors.torch import save_file
 from trees import mask, table
 
-from ssn.core.calibrate import HealthyVolume, calibrate
+from ssn.core import look
+from ssn.core.calibrate import calibrate
 from ssn.core.errors import DataError, OutputError, SsnError
 from ssn.core.geometry import GridConfig
+from ssn.core.likeness import Likeness
+from ssn.core.tilt import Tilt
 from ssn.core.volume import read_volume
 from ssn.train.ablate import run_arm, run_arms
 from ssn.train.ablation_data import AblationData
@@ -25,8 +28,8 @@ from ssn.train.encoder import COMPACT, EncoderConfig, build_encoder
 from ssn.train.evaluate import (
     DetectorMethod,
     ScoredVolume,
-    detector_log_likelihood,
     evaluate,
+    healthy_volume,
     summarise,
     validation_threshold,
 )
@@ -240,12 +243,34 @@ def test_a_model_is_measured_as_ssn_train_evaluate_measures_it(data, tmp_path):
     reader = FeatureReader(detector.network, tmp_path)
     healthy = [read_volume(case.image) for case in data.calibration]
     calibration = calibrate(
-        [HealthyVolume.of(volume, *detector_log_likelihood(detector, volume, reader)) for volume in healthy],
+        [healthy_volume(detector, volume, reader) for volume in healthy],
         windows=TINY.grid.windows, cells=detector.network.cells, sigma=4.0, rate=0.005,
     )  # fmt: skip
     method = DetectorMethod(detector, calibration, tmp_path)
     rows = evaluate(method, data.test, validation_threshold(method, data.validation))
     assert found["summary"] == summarise(rows)
+
+
+def test_a_checkpoint_too_looks_at_a_tilted_head_made_straight_and_keeps_no_features_of_it(data, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    detector = build_detector(TINY, FeatureNetwork(TINY, "none").eval(), 0)
+    detector.flow.eval()
+    healthy = [read_volume(case.image) for case in data.calibration]
+    reader = FeatureReader(detector.network, None)
+    calibration = calibrate(
+        [healthy_volume(detector, volume, reader) for volume in healthy],
+        windows=TINY.grid.windows, cells=detector.network.cells, sigma=4.0, rate=0.005,
+    )  # fmt: skip
+    method = DetectorMethod(detector, calibration, tmp_path)
+    as_it_lies = method(data.test[0].image)
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    monkeypatch.setattr(look, "compare", lambda *given: Likeness(0.9, 0.9, tilt=Tilt(pitch=15)))
+    turned = method(data.test[0].image)
+    np.testing.assert_array_equal(turned.brain, as_it_lies.brain)
+    assert turned.score_map.shape == as_it_lies.score_map.shape
+    assert np.abs(turned.score_map - as_it_lies.score_map)[turned.brain].max() > 0.1, "the model saw another volume"
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == kept
+    assert len(kept) == 1
 
 
 def test_other_volumes_of_the_same_names_are_other_volumes(data, tmp_path):

@@ -1,0 +1,62 @@
+"""What a model looks at of a volume, and how what it says of that becomes a map of the volume."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssn.core.likeness import Likeness, block_edges, compare, grey_blocks
+from ssn.core.scoring import Calibration, anomaly_map
+from ssn.core.slices import SliceStack
+from ssn.core.straight import Straight, straighten
+from ssn.core.volume import Volume
+
+
+@dataclass(frozen=True)
+class Look:
+    """A volume as a model looks at it.
+
+    Attributes
+    ----------
+    read : the volume cut as it lies in its grid
+    stack : what the model sees: the same, or the straightened volume cut
+    likeness : to the healthy volumes that the model is calibrated on; None where it does not know their looks
+    straight : None where the head lies straight enough
+    """
+
+    read: SliceStack
+    stack: SliceStack
+    likeness: Likeness | None
+    straight: Straight | None
+
+    def score_map(
+        self, log_likelihood: NDArray[np.float32], places: NDArray[np.int64], calibration: Calibration
+    ) -> NDArray[np.float32]:
+        """Map (X, Y, Z) in the volume's own grid, from what the model says at places of `stack`, both (L,)."""
+        seen = anomaly_map(log_likelihood, places, self.stack, calibration)
+        return seen if self.straight is None else self.straight.turn_back(seen, self.read)
+
+
+def look_at(volume: Volume, cut: Callable[[Volume], SliceStack], calibration: Calibration) -> Look:
+    """Cut a volume for a model; one whose head is tilted against the healthy volumes is made straight first.
+
+    Parameters
+    ----------
+    cut : makes slices of a volume as the model takes them
+    calibration : the model's
+
+    Raises
+    ------
+    VolumeError
+        If the volume is not a usable brain.
+    """
+    read = cut(volume)
+    if calibration.grey is None:
+        return Look(read, read, None, None)
+    edges = block_edges(read.placement.grid, read.occupancy.shape[1])
+    likeness = compare(grey_blocks(read), calibration.grey, edges)
+    straight = None if likeness.tilted is None else straighten(volume, read, likeness.tilted)
+    return Look(read, read if straight is None else cut(straight.volume), likeness, straight)
