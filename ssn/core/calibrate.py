@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from ssn.core.errors import DataError
 from ssn.core.geometry import apply_separable, gaussian_matrix
 from ssn.core.likeness import grey_blocks, mean_blocks
-from ssn.core.scoring import Calibration, anomaly_map, volume_score
-from ssn.core.slices import SliceStack
+from ssn.core.look import Look
+from ssn.core.scoring import Calibration, volume_score
 from ssn.core.volume import Volume
 
 # Statistics of a place are shared with its neighbours: a Gaussian of this many cells (depth, row, column).
@@ -31,7 +31,7 @@ class HealthyVolume:
 
     Attributes
     ----------
-    stack : where its cells and voxels lie, without its slices
+    look : where its cells and voxels lie, without its slices
     zooms : mm
     voxel_ml : volume of a voxel
     places : (L,), ascending
@@ -39,7 +39,7 @@ class HealthyVolume:
     grey : what it looks like (`ssn.core.likeness.grey_blocks`); None where that is not to be kept
     """
 
-    stack: SliceStack
+    look: Look
     zooms: tuple[float, float, float]
     voxel_ml: float
     places: NDArray[np.int64]
@@ -48,11 +48,11 @@ class HealthyVolume:
 
     @classmethod
     def of(
-        cls, volume: Volume, stack: SliceStack, places: NDArray[np.int64], log_likelihood: NDArray[np.float32]
+        cls, volume: Volume, look: Look, places: NDArray[np.int64], log_likelihood: NDArray[np.float32]
     ) -> HealthyVolume:
         """Keep what is needed of a volume that the flow has seen."""
-        without = replace(stack, slices=stack.slices[:0].copy())
-        return cls(without, volume.zooms, volume.voxel_ml, places, log_likelihood, grey_blocks(stack))
+        grey = grey_blocks(look.stack)
+        return cls(look.without_slices(), volume.zooms, volume.voxel_ml, places, log_likelihood, grey)
 
 
 def place_statistics(
@@ -134,8 +134,8 @@ def calibrate(
         without = Calibration(*statistics(others, shape), 1.0, sigma, 0.0, rate, whole.healthy_scores)
         for index in range(fold, len(kept), folds):
             healthy = kept[index]
-            brain = healthy.stack.brain
-            score_map = anomaly_map(healthy.log_likelihood, healthy.places, healthy.stack, without)
+            brain = healthy.look.read.brain
+            score_map = healthy.look.score_map(healthy.log_likelihood, healthy.places, without)
             inside = score_map[brain]
             histogram += np.histogram(inside.clip(_HISTOGRAM[0], _HISTOGRAM[-1]), _HISTOGRAM)[0]
             moments += inside.size, inside.sum(dtype=np.float64), np.square(inside, dtype=np.float64).sum()

@@ -19,22 +19,19 @@ _MARGIN = 2  # voxels around the brain
 
 
 @dataclass(frozen=True)
-class Straight:
-    """A volume whose head lies straight in its grid.
+class Turn:
+    """How a straightened volume lies in the one that was read: index there = turn @ index here + origin.
 
     Attributes
     ----------
-    volume : voxels of 1 mm; its affine and header are still those of the volume that was read
     turn, origin : (3, 3) and (3,)
-        Index in the volume that was read = turn @ index in this one + origin.
     """
 
-    volume: Volume
     turn: NDArray[np.float64]
     origin: NDArray[np.float64]
 
     def turn_back(self, score_map: NDArray[np.float32], stack: SliceStack) -> NDArray[np.float32]:
-        """Turn a map of `volume` back to (X, Y, Z) of the volume that was read, which `stack` was cut from."""
+        """Turn a straightened volume's map back to (X, Y, Z) of the volume that was read, which `stack` is cut from."""
         brain = stack.brain[stack.box]
         turn = np.linalg.inv(self.turn).astype(np.float64)
         origin = turn @ (np.array([side.start for side in stack.box]) - self.origin)
@@ -44,11 +41,12 @@ class Straight:
         return result
 
 
-def straighten(volume: Volume, stack: SliceStack, tilt: Tilt) -> Straight | None:
-    """Turn a volume by its head's tilt, by linear interpolation.
+def straighten(volume: Volume, stack: SliceStack, tilt: Tilt) -> tuple[Volume, Turn] | None:
+    """Turn a volume by its head's tilt, by linear interpolation; `stack` is cut from it as it lies.
 
     Returns
     -------
+    A volume with voxels of 1 mm, whose affine and header are still those of the one that was read, and the way back.
     None where the field of view cuts the brain off at a side or the top, because the pose has to know of such an end,
     and in the published window, which takes voxels as they are.
     """
@@ -68,7 +66,7 @@ def straighten(volume: Volume, stack: SliceStack, tilt: Tilt) -> Straight | None
         inside: NDArray[np.bool_] = np.logical_and.reduce((nearest >= 0) & (nearest < size))
         inside[inside] = stack.brain[tuple(nearest[:, inside])]
         target[inside] = interpolate(places[:, inside], volume.data)
-    return Straight(replace(volume, data=data, zooms=(_EDGE, _EDGE, _EDGE)), turn, origin)
+    return replace(volume, data=data, zooms=(_EDGE, _EDGE, _EDGE)), Turn(turn, origin)
 
 
 def _column_ends(brain: NDArray[np.bool_]) -> NDArray[np.intp]:

@@ -16,7 +16,8 @@ from ssn.core.bundle import CARD_FILE, ENCODER_FILE, FLOW_FILE, Bundle, write_bu
 from ssn.core.calibrate import HealthyVolume, calibrate
 from ssn.core.engine_record import ENGINES_FOLDER
 from ssn.core.errors import DataError, SsnError, VolumeError
-from ssn.core.likeness import block_edges, compare, unlike_the_rest
+from ssn.core.likeness import block_edges, unlike_the_rest
+from ssn.core.look import look_at
 from ssn.core.scoring import Calibration
 from ssn.core.volume import Volume, read_volume
 from ssn.runtime.backend import DEFAULT_BATCH, Backend, StageTimes, run_batches
@@ -77,11 +78,11 @@ def calibrate_on(
                 raise VolumeError(f"{printable(path)}: is the same image as {printable(seen[voxels])}")
             seen[voxels] = path
             files.append(volume.sha256)
-            stack = spec.cut(volume)
-            for doubt in brain_doubts(volume, stack):
+            look = look_at(volume, spec.cut, present)
+            for doubt in brain_doubts(volume, look.read):
                 doubted(f"{printable(path)}: {doubt}")
-            found = run_batches(backend, stack, spec.occupancy, batch, StageTimes(), advance)
-            healthy.append(HealthyVolume.of(volume, stack, *found))
+            found = run_batches(backend, look.stack, spec.occupancy, batch, StageTimes(), advance)
+            healthy.append(HealthyVolume.of(volume, look, *found))
         except VolumeError as error:  # the others are looked at too, so that one run names all that are bad
             refused(error)
         done += 1
@@ -114,12 +115,13 @@ def calibrate_on(
 
 def _doubts(healthy: Sequence[HealthyVolume], bundle: Bundle) -> list[list[str]]:
     """Doubts about each volume by what it looks like: against what the bundle knows, or else against the rest."""
-    looks = [one.grey for one in healthy if one.grey is not None]
-    known, spec = bundle.calibration.grey, bundle.spec
-    edges = block_edges(spec.grid, spec.cells)
-    if known is None:
-        return unlike_the_rest(looks, edges, "the other volumes")
-    return [compare(own, known, edges).doubts(f"the healthy {spec.modality} volumes") for own in looks]
+    spec = bundle.spec
+    if bundle.calibration.grey is None:
+        looks = [one.grey for one in healthy if one.grey is not None]
+        return unlike_the_rest(looks, block_edges(spec.grid, spec.cells), "the other volumes")
+    others = f"the healthy {spec.modality} volumes"
+    looked = [(one.look.likeness, one.look.turn is not None) for one in healthy]
+    return [likeness.doubts(others, straightened) if likeness else [] for likeness, straightened in looked]
 
 
 def _read_ahead(paths: Sequence[Path]) -> Iterator[Volume | SsnError]:

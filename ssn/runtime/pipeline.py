@@ -77,6 +77,6 @@ def infer_volume(
         slice_scores=np.where(np.isfinite(slices), slices, np.nan).astype(np.float32),
         times=times,
         likeness=look.likeness,
-        straightened=look.straight is not None,
+        straightened=look.turn is not None,
         brain_doubts=doubts,
     )

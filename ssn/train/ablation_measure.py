@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssn.core.calibrate import HealthyVolume, brain_statistics, calibrate, place_statistics
+from ssn.core.look import Look
 from ssn.core.scoring import anomaly_map
 from ssn.core.slice_metrics import slice_scores
 from ssn.core.slices import SliceStack
@@ -65,7 +66,7 @@ def measure_arm(arm: Arm, detector: Detector, data: AblationData, cache: Path | 
 
     def healthy(path: Path) -> HealthyVolume:
         volume, stack, places, values = evidence(path)
-        return HealthyVolume(stack, volume.zooms, volume.voxel_ml, places, values)
+        return HealthyVolume(Look.as_it_lies(stack), volume.zooms, volume.voxel_ml, places, values)
 
     calibration = calibrate(
         (healthy(case.image) for case in data.calibration),

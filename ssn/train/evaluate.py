@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ssn.core import metrics, slice_metrics
 from ssn.core.calibrate import HealthyVolume
 from ssn.core.errors import DataError
-from ssn.core.look import look_at
+from ssn.core.look import Look, look_at
 from ssn.core.scoring import Calibration, volume_score
 from ssn.core.volume import Volume, read_volume
 from ssn.train.cases import LESION_SIZES, Case
@@ -82,7 +82,8 @@ def detector_log_likelihood(
 def healthy_volume(detector: Detector, volume: Volume, reader: FeatureReader) -> HealthyVolume:
     """Ask a detector about a healthy volume that it is to be calibrated on; `reader` is of its network."""
     stack = stack_for(detector.network, volume)
-    return HealthyVolume.of(volume, stack, *detector_log_likelihood(detector, reader.features(volume.path, stack)))
+    found = detector_log_likelihood(detector, reader.features(volume.path, stack))
+    return HealthyVolume.of(volume, Look.as_it_lies(stack), *found)
 
 
 class DetectorMethod:
@@ -97,7 +98,7 @@ class DetectorMethod:
         """Score a volume."""
         volume = read_volume(path)
         look = look_at(volume, partial(stack_for, self._detector.network), self._calibration)
-        found = self._reader.features(path, look.stack, keep=look.straight is None)
+        found = self._reader.features(path, look.stack, keep=look.turn is None)
         places, values = detector_log_likelihood(self._detector, found)
         score_map = look.score_map(values, places, self._calibration)
         return ScoredVolume.of(score_map, look.read.brain, volume)

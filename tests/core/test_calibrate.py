@@ -7,8 +7,11 @@ from ssn.core.calibrate import NEIGHBOURHOOD, PRIOR_WEIGHT, HealthyVolume, calib
 from ssn.core.errors import DataError
 from ssn.core.geometry import GridConfig, gaussian_matrix
 from ssn.core.likeness import block_edges, compare, grey_blocks
+from ssn.core.look import Look
 from ssn.core.scoring import anomaly_map
 from ssn.core.slices import cut_slices
+from ssn.core.straight import straighten
+from ssn.core.tilt import Tilt
 from ssn.core.volume import read_volume
 
 SHAPE = (12, 10, 14)
@@ -57,7 +60,7 @@ def test_healthy_maps_have_mean_0_and_deviation_1_and_the_wanted_share_above_the
     def answer():
         return (mean[places] + deviation[places] * rng.normal(size=places.size)).astype(np.float32)
 
-    seen = (HealthyVolume.of(volume, stack, places, answer()) for _ in range(30))
+    seen = (HealthyVolume.of(volume, Look.as_it_lies(stack), places, answer()) for _ in range(30))
     calibration = calibrate(seen, windows=grid.windows, cells=cells, sigma=3.0, rate=0.01)
     unseen = np.stack([anomaly_map(answer(), places, stack, calibration)[stack.brain] for _ in range(10)])
     assert abs(unseen.mean()) < 0.1
@@ -82,7 +85,7 @@ def test_voxels_beyond_any_scale_count_and_too_many_of_them_are_refused(tmp_path
         """Threshold before the map is scaled, of ten volumes, one of which is far off in its last `far` places."""
         answers = np.random.default_rng(3).normal(0, 1, (10, places.size)).astype(np.float32)
         answers[3, places.size - far :] -= 1e5
-        seen = [HealthyVolume.of(volume, stack, places, values) for values in answers]
+        seen = [HealthyVolume.of(volume, Look.as_it_lies(stack), places, values) for values in answers]
         found = calibrate(seen, windows=grid.windows, cells=cells, sigma=1.0, rate=0.01, statistics=standard)
         return found.threshold / found.gain
 
@@ -94,6 +97,25 @@ def test_voxels_beyond_any_scale_count_and_too_many_of_them_are_refused(tmp_path
 def test_a_healthy_volume_keeps_no_slices(tmp_path):
     volume = read_volume(save(tmp_path / "scan.nii", *brain_array((6, 6, 6))))
     stack = cut_slices(volume, GridConfig(), 12)
-    kept = HealthyVolume.of(volume, stack, np.arange(3), np.zeros(3, np.float32))
-    assert kept.stack.slices.size == 0
-    assert kept.stack.slices.base is None, "a view would keep the whole"
+    kept = HealthyVolume.of(volume, Look.as_it_lies(stack), np.arange(3), np.zeros(3, np.float32))
+    for seen in (kept.look.read, kept.look.stack):
+        assert seen.slices.size == 0
+        assert seen.slices.base is None, "a view would keep the whole"
+
+
+def test_a_healthy_volume_that_was_straightened_is_calibrated_on_straight_and_mapped_as_it_lies(tmp_path):
+    tilt = Tilt(pitch=15)
+    volume = read_volume(save(tmp_path / "scan.nii", *brain_array((4.0, 4.0, 4.0), lesion=False, turn=tilt.matrix)))
+    grid, cells = GridConfig(), 12
+    read = cut_slices(volume, grid, cells)
+    straight, turn = straighten(volume, read, tilt)
+    look = Look(read, cut_slices(straight, grid, cells), turn=turn)
+    places = look.stack.occupied_places(0.5)
+    answers = np.random.default_rng(0).normal(size=(6, places.size)).astype(np.float32)
+    seen = [HealthyVolume.of(volume, look, places, values) for values in answers]
+    calibration = calibrate(seen, windows=grid.windows, cells=cells, sigma=3.0, rate=0.01)
+    np.testing.assert_allclose(calibration.grey, grey_blocks(look.stack), rtol=1e-5)
+    assert calibration.voxel_mm == 4.0, "of the volume that was read"
+    score_map = look.score_map(answers[0], places, calibration)
+    assert score_map.shape == volume.data.shape
+    assert score_map[read.brain].std() == pytest.approx(1, abs=0.15)
