@@ -20,20 +20,20 @@ _MARGIN = 2  # voxels around the brain
 
 @dataclass(frozen=True)
 class Turn:
-    """How a straightened volume lies in the one that was read: index there = turn @ index here + origin.
+    """How a straightened volume lies in the one that was read: index there = matrix @ index here + origin.
 
     Attributes
     ----------
-    turn, origin : (3, 3) and (3,)
+    matrix, origin : (3, 3) and (3,)
     """
 
-    turn: NDArray[np.float64]
+    matrix: NDArray[np.float64]
     origin: NDArray[np.float64]
 
     def turn_back(self, score_map: NDArray[np.float32], stack: SliceStack) -> NDArray[np.float32]:
         """Turn a straightened volume's map back to (X, Y, Z) of the volume that was read, which `stack` is cut from."""
         brain = stack.brain[stack.box]
-        turn = np.linalg.inv(self.turn).astype(np.float64)
+        turn = np.linalg.inv(self.matrix).astype(np.float64)
         origin = turn @ (np.array([side.start for side in stack.box]) - self.origin)
         result = np.zeros(stack.brain.shape, np.float32)
         for target, inside, places in zip(result[stack.box], brain, _planes(turn, origin, brain.shape), strict=True):

@@ -16,7 +16,7 @@ _STEPS = (8.0, 4.0, 2.0)  # degrees, one after the other: one person's anatomy d
 _FARTHEST = 40.0  # degrees about an axis: beyond, what was found is no tilt
 _LARGEST_BLOCK = 12.0  # mm: larger ones turn without showing it
 _FEWEST = 1000  # blocks with brain: fewer are no whole head
-_EVERY = 2  # blocks that are compared: half of them say the same
+_EVERY = 4  # blocks that are compared: all of them say the same
 _LEAST_GAIN = 1e-4  # of correlation, for another step
 
 

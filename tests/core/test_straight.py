@@ -50,7 +50,7 @@ def test_places_lead_there_and_back(tmp_path):
     straight, turn = straighten(volume, stack, TILT)
     ramps = np.indices(straight.data.shape).astype(np.float32)
     back = np.stack([turn.turn_back(ramp, stack) for ramp in ramps])
-    read_at = np.einsum("ij,jxyz->ixyz", turn.turn, back) + turn.origin[:, None, None, None]
+    read_at = np.einsum("ij,jxyz->ixyz", turn.matrix, back) + turn.origin[:, None, None, None]
     np.testing.assert_allclose(read_at[:, stack.brain], np.argwhere(stack.brain).T, atol=1e-3)
 
 
