@@ -53,6 +53,8 @@ def load_results(folder: Path) -> dict[str, dict[str, Any]]:
             found[kind] = read_json(path)
             if not isinstance(found[kind].get("environment"), dict):
                 raise ResultsError(f"{path}: is not a result of ssn-bench {kind}; measure it again")
+            if found[kind].get("rows") == []:
+                raise ResultsError(f"{path}: was cut off before anything was measured; measure it again")
     if not found:
         names = ", ".join(f"{kind}.json" for kind in KINDS)
         raise ResultsError(f"{folder}: holds none of {names}; make them with ssn-bench latency, memory or throughput")

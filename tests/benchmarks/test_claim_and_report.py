@@ -197,6 +197,15 @@ def test_a_damaged_result_is_refused(results):
         load_results(results)
 
 
+def test_a_result_that_was_cut_off_before_its_first_row_makes_no_empty_page(results, tmp_path):
+    found = json.loads((results / "latency.json").read_text())
+    (results / "latency.json").write_text(json.dumps(found | {"rows": []}))
+    result = invoke("report", results, "-o", tmp_path / "page.html")
+    assert result.exit_code == 1
+    assert "latency.json: was cut off before anything was measured; measure it again" in result.stderr
+    assert not (tmp_path / "page.html").exists()
+
+
 def test_the_report_is_one_file_with_charts_escaped_names_and_the_raw_data(results, tmp_path):
     pytest.importorskip("matplotlib")
     page = tmp_path / "report.html"

@@ -56,8 +56,11 @@ def test_a_damaged_bundle_and_a_missing_one_are_reported_and_not_raised(bundle, 
         stream.write(b"x")
     for folder, reason in ((bundle, "was modified"), (tmp_path / "nowhere", "not a model bundle")):
         result = run(export_app, ["doctor", str(folder)])
-        assert result.exit_code == 0, result.output
+        assert result.exit_code == 1, "nothing would run"
         assert reason in result.stdout
+        as_json = run(infer_app, ["--doctor", "--model", str(folder), "--json"])
+        assert as_json.exit_code == 1
+        assert reason in json.loads(as_json.stdout)["bundle"]["problem"]
         report = diagnose(folder, machine(None))
         assert report["would_run"] is None
         assert reason in report["bundle"]["problem"]
