@@ -14,9 +14,9 @@ from ssn.core.trilinear import interpolate
 
 _STEPS = (8.0, 4.0, 2.0)  # degrees, one after the other: one person's anatomy differs from another's by more
 _FARTHEST = 40.0  # degrees about an axis: beyond, what was found is no tilt
-_LARGEST_BLOCK = 12.0  # mm: larger ones turn without showing it
-_FEWEST = 1000  # blocks with brain: fewer are no whole head
-_EVERY = 4  # blocks that are compared: all of them say the same
+_LARGEST_BLOCK = 16.0  # mm: larger ones turn without showing it
+_LEAST_ML = 500.0  # of blocks with brain: less is no whole head
+_ENOUGH = 1400  # blocks that are compared: more say the same
 _LEAST_GAIN = 1e-4  # of correlation, for another step
 
 
@@ -71,14 +71,16 @@ def find_tilt(
 
     Returns
     -------
-    The rotation, to a degree or two, and the correlation when it is undone; None where blocks are too large or too few
+    The rotation, to a few degrees, and the correlation when it is undone; None where blocks are too large, or too few,
     to tell.
     """
     places: NDArray[np.float64] = np.argwhere(np.isfinite(healthy)).astype(np.float64)
-    if max(edges) > _LARGEST_BLOCK or min(len(places), np.isfinite(own).sum()) < _FEWEST:
+    solid = min(len(places), int(np.isfinite(own).sum())) * float(np.prod(edges)) / 1000
+    if max(edges) > _LARGEST_BLOCK or solid < _LEAST_ML:
         return None
     middle = (places.min(0) + places.max(0)) / 2
-    places = places[::_EVERY] + 0.5  # between blocks: there, too, no rotation is interpolated as all others are
+    # Between blocks: there, no rotation is interpolated as all others are.
+    places = places[:: max(len(places) // _ENOUGH, 1)] + 0.5
     mm = ((places - middle) * edges)[:, ::-1]  # (n, 3), x, y, z
     grey = np.pad(np.nan_to_num(own), 1)
     expected = interpolate(places.T + 1, np.pad(np.nan_to_num(healthy), 1))

@@ -10,10 +10,10 @@ from ssn.core.tilt import Tilt, find_tilt
 EDGES = block_edges(GridConfig(), 48)
 
 
-def head(tilt=Tilt()):  # noqa: B008 - it is frozen
+def head(tilt=Tilt(), cells=48):  # noqa: B008 - it is frozen
     """Blocks of an ellipsoid with blobs that no rotation maps to themselves, turned by `tilt`."""
-    shape = block_shape(GridConfig().windows, 48)
-    places = (np.indices(shape).reshape(3, -1).T - (np.array(shape) - 1) / 2) * EDGES
+    shape = block_shape(GridConfig().windows, cells)
+    places = (np.indices(shape).reshape(3, -1).T - (np.array(shape) - 1) / 2) * block_edges(GridConfig(), cells)
     straight = places[:, ::-1] @ tilt.matrix  # x, y, z: the inverse of a rotation is its transpose
     inside = ((straight / (66, 84, 64)) ** 2).sum(1) < 1
     noise = np.random.default_rng(4)
@@ -32,10 +32,11 @@ def test_a_rotation_about_one_axis_is_found_with_its_sign(axis, angle):
     assert likeness > 0.95
 
 
-def test_a_rotation_about_all_axes_is_found():
+@pytest.mark.parametrize(("cells", "within"), [(48, 2.5), (24, 4)])
+def test_a_rotation_about_all_axes_is_found(cells, within):
     turned = Tilt(14, -8, 6)
-    tilt, _ = find_tilt(head(turned), head(), EDGES)
-    assert (tilt.pitch, tilt.roll, tilt.yaw) == pytest.approx((14, -8, 6), abs=2.5)
+    tilt, _ = find_tilt(head(turned, cells), head(cells=cells), block_edges(GridConfig(), cells))
+    assert (tilt.pitch, tilt.roll, tilt.yaw) == pytest.approx((14, -8, 6), abs=within)
 
 
 def test_what_lies_as_healthy_ones_has_none():
@@ -69,7 +70,7 @@ def test_another_contrast_has_no_tilt():
 
 
 def test_blocks_that_are_too_large_or_too_few_say_nothing():
-    assert find_tilt(head(), head(), (6.0, 16.0, 16.0)) is None
+    assert find_tilt(head(), head(), (6.0, 32.0, 32.0)) is None
     few = head()
     few[:, :14] = np.nan
     few[:16] = np.nan
