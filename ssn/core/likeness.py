@@ -16,10 +16,10 @@ from ssn.core.slices import SliceStack
 from ssn.core.tilt import Tilt, find_tilt
 
 BLOCK = 2  # map cells an axis: one person's folds are not another's, and average out
-LEAST = 0.2  # of a correlation: synthetic T1 of two atlases has 0.4 and more, T2 less than 0
+_LEAST = 0.2  # of a correlation: synthetic T1 of two atlases has 0.4 and more, T2 less than 0
 _CLEARLY = 0.02  # more like healthy brains than as it lies
 _NEARLY = 0.1  # less like them: may be a turned brain yet, when it is straight
-TILTED = 10.0  # degrees: the packaged model was trained on heads that are tilted by less
+_TILTED = 10.0  # degrees: the packaged model was trained on heads that are tilted by less
 _FEWEST = 100  # blocks that both have: less is no brain to compare
 
 
@@ -45,7 +45,7 @@ class Likeness:
     @property
     def tilted(self) -> Tilt | None:
         """The tilt, where it is more than a model should have to bear."""
-        return self.tilt if self.tilt is not None and self.tilt.degrees > TILTED else None
+        return self.tilt if self.tilt is not None and self.tilt.degrees > _TILTED else None
 
     def doubts(self, others: str, straightened: bool = False) -> list[str]:
         """Say what is probably wrong with the volume.
@@ -72,7 +72,7 @@ class Likeness:
                 f"its head is tilted in its grid by {self.tilted.degrees:.0f} degrees against {others} "
                 f"({self.tilted}), which makes maps high where all is well; turn it straight, by linear interpolation"
             ]
-        if self.value < LEAST:
+        if self.value < _LEAST:
             return [
                 f"its grey values do not lie as those of {others} do (correlation {self.value:.2f}): another contrast, "
                 "or a wrong orientation; look at it in a viewer"
@@ -156,7 +156,7 @@ def compare(own: NDArray[np.float32], healthy: NDArray[np.float32], edges: tuple
         "upside down and back to front": _upside_down(own)[:, ::-1],
     }
     turn, turned = None, straight + _CLEARLY
-    least = max(value - _NEARLY, LEAST)  # a tilt hides a turn, or looks like one: it is undone in both
+    least = max(value - _NEARLY, _LEAST)  # a tilt hides a turn, or looks like one: it is undone in both
     for name, blocks in turns.items():
         plain = _correlation(blocks, healthy)
         if plain is not None and plain > least:
@@ -165,7 +165,7 @@ def compare(own: NDArray[np.float32], healthy: NDArray[np.float32], edges: tuple
                 turn, turned = name, likeness
     if turn is not None:
         return Likeness(value, straight, turn, turned)
-    return Likeness(value, straight, tilt=tilt if value >= LEAST else None)
+    return Likeness(value, straight, tilt=tilt if value >= _LEAST else None)
 
 
 def _upside_down(blocks: NDArray[np.float32]) -> NDArray[np.float32]:
