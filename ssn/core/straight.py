@@ -16,6 +16,7 @@ from ssn.core.volume import Volume, background
 
 _EDGE = 1.0  # mm, of a voxel: as in the canonical grid
 _MARGIN = 2  # voxels around the brain
+_LONGEST = 2.0  # mm, of a voxel: what thicker slices leave out, no interpolation turns
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,11 @@ def straighten(volume: Volume, stack: SliceStack, tilt: Tilt) -> tuple[Volume, T
     -------
     A volume with voxels of 1 mm, whose affine and header are still those of the one that was read, and the way back.
     None where the field of view cuts the brain off at a side or the top, because the pose has to know of such an end,
-    and in the published window, which takes voxels as they are.
+    where slices are thick, and in the published window, which takes voxels as they are.
     """
     x, y, z = brain_sides(stack.brain, volume.zooms)
     cut = x.low_cut or x.high_cut or y.low_cut or y.high_cut or z.high_cut
-    if cut or stack.placement.grid.paper:
+    if cut or max(volume.zooms) > _LONGEST or stack.placement.grid.paper:
         return None
     turn = tilt.matrix * _EDGE / np.array(volume.zooms)[:, None]
     ends = _column_ends(stack.brain) @ np.linalg.inv(turn).T

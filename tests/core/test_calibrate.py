@@ -105,7 +105,7 @@ def test_a_healthy_volume_keeps_no_slices(tmp_path):
 
 def test_a_healthy_volume_that_was_straightened_is_calibrated_on_straight_and_mapped_as_it_lies(tmp_path):
     tilt = Tilt(pitch=15)
-    volume = read_volume(save(tmp_path / "scan.nii", *brain_array((4.0, 4.0, 4.0), lesion=False, turn=tilt.matrix)))
+    volume = read_volume(save(tmp_path / "scan.nii", *brain_array((2.0, 2.0, 2.0), lesion=False, turn=tilt.matrix)))
     grid, cells = GridConfig(), 12
     read = cut_slices(volume, grid, cells)
     straight, turn = straighten(volume, read, tilt)
@@ -115,7 +115,7 @@ def test_a_healthy_volume_that_was_straightened_is_calibrated_on_straight_and_ma
     seen = [HealthyVolume.of(volume, look, places, values) for values in answers]
     calibration = calibrate(seen, windows=grid.windows, cells=cells, sigma=3.0, rate=0.01)
     np.testing.assert_allclose(calibration.grey, grey_blocks(look.stack), rtol=1e-5)
-    assert calibration.voxel_mm == 4.0, "of the volume that was read"
+    assert calibration.voxel_mm == 2.0, "of the volume that was read"
     score_map = look.score_map(answers[0], places, calibration)
     assert score_map.shape == volume.data.shape
     assert score_map[read.brain].std() == pytest.approx(1, abs=0.15)
