@@ -19,7 +19,7 @@ BLOCK = 2  # map cells an axis: one person's folds are not another's, and averag
 _LEAST = 0.2  # of a correlation: synthetic T1 of two atlases has 0.4 and more, T2 less than 0
 _CLEARLY = 0.02  # more like healthy brains than as it lies
 _NEARLY = 0.1  # less like them: may be a turned brain yet, when it is straight
-_TILTED = 10.0  # degrees: the packaged model was trained on heads that are tilted by less
+_TILTED = 11.5  # degrees: below, interpolation blurs more than straightening gains (docs/infer.md, Tilted heads)
 _FEWEST = 100  # blocks that both have: less is no brain to compare
 
 
