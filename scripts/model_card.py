@@ -100,7 +100,7 @@ def main() -> None:
         "widened once after a look at healthy subjects of this kind, so they are not wholly unseen.) What this table says: "
         "on other anatomy the map still ranks lesion voxels above the rest far better than the references do (AUPRC), which "
         "its volume scores hardly do, and its threshold is far too low. Calibrate on healthy volumes of your own (`ssn-export calibrate`) before you trust a mask or a "
-        "p-value; what twelve of them change is in docs/infer.md, 'Your own scanner'. Most of these heads are tilted by more than 10 degrees against the first template's, and were "
+        "p-value; what twelve of them change is in docs/infer.md, 'Your own scanner'. Most of these heads are tilted by 12 degrees or more against the first template's, and were "
         "measured as they lie, here and above; `ssn-infer` makes them straight now (docs/infer.md, 'Tilted heads').",
         "",
         *table(other, ["1 ml and more", "4 ml and more", *kinds]),
