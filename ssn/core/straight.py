@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from ssn.core.brain_box import brain_box
+from ssn.core.intensity import intensity_range
 from ssn.core.pose import brain_sides
 from ssn.core.slices import SliceStack
 from ssn.core.tilt import Tilt
@@ -61,12 +63,16 @@ def straighten(volume: Volume, stack: SliceStack, tilt: Tilt) -> tuple[Volume, T
     origin = turn @ first
     shape = (np.ceil(ends.max(0)) + _MARGIN - first).astype(int) + 1
     data = np.full(shape, background(volume.data)[0], np.float32)
+    # Around the brain lies its darkest value, as around one that isn't turned: the file's own may be anything.
+    box = brain_box(stack.brain, margin=1)
+    grey = np.where(stack.brain[box], volume.data[box], np.float32(intensity_range(volume.data, stack.brain)[0]))
+    corner = np.array([side.start for side in box])[:, None]
     size = np.array(stack.brain.shape)[:, None, None]
     for target, places in zip(data, _planes(turn, origin, data.shape), strict=True):
         nearest = np.rint(places).astype(np.intp)
         inside: NDArray[np.bool_] = np.logical_and.reduce((nearest >= 0) & (nearest < size))
         inside[inside] = stack.brain[tuple(nearest[:, inside])]
-        target[inside] = interpolate(places[:, inside], volume.data)
+        target[inside] = interpolate(places[:, inside] - corner, grey)
     return replace(volume, data=data, zooms=(_EDGE, _EDGE, _EDGE)), Turn(turn, origin)
 
 

@@ -54,6 +54,18 @@ def test_places_lead_there_and_back(tmp_path):
     np.testing.assert_allclose(read_at[:, stack.brain], np.argwhere(stack.brain).T, atol=1e-3)
 
 
+@pytest.mark.parametrize("nothing", [-1000, 5000])
+def test_the_background_has_no_say_in_what_is_made_straight(tmp_path, nothing):
+    data, affine = brain_array((1.5, 1.8, 2.0), turn=TILT.matrix)
+    expected, _ = straighten(*read(tmp_path, data, affine), TILT)
+    straight, _ = straighten(*read(tmp_path, np.where(data == 0, nothing, data), affine), TILT)
+    brain = expected.data != 0
+    np.testing.assert_array_equal(straight.data != nothing, brain)
+    np.testing.assert_array_equal(straight.data[brain], expected.data[brain])
+    inner = np.percentile(data[data > 0], [0, 100])
+    assert inner[0] - 1 <= straight.data[brain].min() <= straight.data[brain].max() <= inner[1]
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_a_brain_that_the_field_of_view_cuts_off_stays_as_it_is(tmp_path, axis):
     data, affine = brain_array((2.0, 2.0, 2.0))
