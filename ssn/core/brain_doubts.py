@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ssn.core.look import Look
 from ssn.core.pose import LEAST_AREA, SCALE_LIMITS, Side, brain_sides, find_scale
 from ssn.core.slices import SliceStack
 from ssn.core.volume import Volume, background
@@ -15,13 +16,14 @@ _MISFIT = 1.1  # of a standard size, after the scale has gone as far as it may
 _RIM = 2  # voxels of nothing but faint ones at an end: linear interpolation leaves one
 
 
-def brain_doubts(volume: Volume, stack: SliceStack) -> list[str]:
+def brain_doubts(volume: Volume, look: Look) -> list[str]:
     """Say what is doubtful about a volume's brain and where it was placed."""
+    stack = look.read
     sides = brain_sides(stack.brain, volume.zooms)
     found = _rim_doubts(volume, stack, sides) + _hole_doubts(stack)
     if stack.placement.grid.paper:  # a voxel is a millimetre to it, and it leaves out half of every brain
         return found + _paper_doubts(volume.zooms)
-    return found + _pose_doubts(volume, sides) + _unseen_doubts(stack.unseen * volume.voxel_ml)
+    return found + _pose_doubts(volume, sides) + _unseen_doubts(look.unseen * volume.voxel_ml)
 
 
 def _rim_doubts(volume: Volume, stack: SliceStack, sides: tuple[Side, Side, Side]) -> list[str]:

@@ -34,6 +34,7 @@ class Likeness:
     turn : how it would have to be turned to be more like them; None where it is most like them as it lies
     turned : the correlation when turned so, and that tilt undone
     tilt : of the head in its grid, against them; None where they are too little alike, or blocks too coarse, to tell
+    left : of the head after that tilt was undone; None where it was not
     """
 
     value: float | None
@@ -41,11 +42,12 @@ class Likeness:
     turn: str | None = None
     turned: float = -1.0
     tilt: Tilt | None = None
+    left: Tilt | None = None
 
     @property
     def tilted(self) -> Tilt | None:
         """The tilt, where it is more than a model should have to bear."""
-        return self.tilt if self.tilt is not None and self.tilt.degrees > _TILTED else None
+        return _too_much(self.tilt)
 
     def doubts(self, others: str, straightened: bool = False) -> list[str]:
         """Say what is probably wrong with the volume.
@@ -66,7 +68,7 @@ class Likeness:
                 f"{self.straight:.2f}); look at it in a viewer, and correct the orientation in its header"
             ]
         if self.tilted is not None and straightened:
-            return []
+            return self._left_doubts(others)
         if self.tilted is not None:
             return [
                 f"its head is tilted in its grid by {self.tilted.degrees:.0f} degrees against {others} "
@@ -78,6 +80,20 @@ class Likeness:
                 "or a wrong orientation; look at it in a viewer"
             ]
         return []
+
+    def _left_doubts(self, others: str) -> list[str]:
+        left = _too_much(self.left)
+        if self.tilt is None or left is None:
+            return []
+        return [
+            f"its head was turned straight by {self.tilt.degrees:.0f} degrees, and is still tilted by "
+            f"{left.degrees:.0f} against {others} ({left}), which makes maps high where all is well; look at it in a "
+            "viewer, and align it"
+        ]
+
+
+def _too_much(tilt: Tilt | None) -> Tilt | None:
+    return tilt if tilt is not None and tilt.degrees > _TILTED else None
 
 
 def block_shape(windows: int, cells: int) -> tuple[int, int, int]:

@@ -12,6 +12,7 @@ from ssn.core.likeness import Likeness, block_edges, compare, grey_blocks
 from ssn.core.scoring import Calibration, anomaly_map
 from ssn.core.slices import SliceStack
 from ssn.core.straight import Turn, straighten
+from ssn.core.tilt import find_tilt
 from ssn.core.volume import Volume
 
 
@@ -36,6 +37,12 @@ class Look:
     def as_it_lies(cls, stack: SliceStack) -> Look:
         """Look at a volume that is compared with none."""
         return cls(stack, stack)
+
+    @property
+    def unseen(self) -> float:
+        """How much of the brain lies outside of what the model looks at, in voxels as read."""
+        voxel = 1.0 if self.turn is None else float(np.linalg.det(self.turn.matrix))
+        return self.stack.unseen * voxel
 
     def without_slices(self) -> Look:
         """Keep where cells and voxels lie, and no intensities."""
@@ -72,4 +79,6 @@ def look_at(volume: Volume, cut: Callable[[Volume], SliceStack], calibration: Ca
     if straight is None:
         return Look(read, read, likeness)
     turned, turn = straight
-    return Look(read, cut(turned), likeness, turn)
+    stack = cut(turned)
+    left, _ = find_tilt(grey_blocks(stack), calibration.grey, edges) or (None, 0.0)
+    return Look(read, stack, replace(likeness, left=left), turn)

@@ -79,7 +79,7 @@ def calibrate_on(
             seen[voxels] = path
             files.append(volume.sha256)
             look = look_at(volume, spec.cut, present)
-            for doubt in brain_doubts(volume, look.read):
+            for doubt in brain_doubts(volume, look):
                 doubted(f"{printable(path)}: {doubt}")
             found = run_batches(backend, look.stack, spec.occupancy, batch, StageTimes(), advance)
             healthy.append(HealthyVolume.of(volume, look, *found))

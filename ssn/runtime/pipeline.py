@@ -51,7 +51,7 @@ def infer_volume(
     spec, calibration = bundle.spec, bundle.calibration
     look = look_at(volume, spec.cut, calibration)
     brain = look.read.brain
-    doubts = brain_doubts(volume, look.read)
+    doubts = brain_doubts(volume, look)
     times.add("prepare", time.perf_counter() - start)
     places, values = run_batches(backend, look.stack, spec.occupancy, batch, times, progress)
     start = time.perf_counter()

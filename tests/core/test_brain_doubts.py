@@ -7,6 +7,7 @@ from brains import brain_array
 
 from ssn.core.brain_doubts import brain_doubts
 from ssn.core.geometry import PAPER_GRID, GridConfig
+from ssn.core.look import Look
 from ssn.core.slices import cut_slices
 from ssn.core.volume import read_volume
 
@@ -21,7 +22,7 @@ def look(folder, data, affine=AFFINE, grid=None):
     nib.save(nib.Nifti1Image(data.astype(np.float32), affine), folder / "scan.nii")
     volume = read_volume(folder / "scan.nii")
     stack = cut_slices(volume, grid or GridConfig(), 12)
-    return stack, brain_doubts(volume, stack)
+    return stack, brain_doubts(volume, Look.as_it_lies(stack))
 
 
 def scales(stack):
