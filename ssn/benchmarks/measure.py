@@ -8,7 +8,6 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +16,7 @@ import numpy as np
 from ssn import __version__
 from ssn.core.errors import SsnError
 from ssn.core.volume import read_volume
-from ssn.runtime.machine import cores, cpu_name, look
+from ssn.runtime.machine import cores, cpu_name, look, package_version
 
 _PACKAGES = (
     "numpy",
@@ -232,14 +231,7 @@ def environment(*, threads: int | None = None, scan: Path | None = None) -> dict
 
 def package_versions() -> dict[str, str]:
     """Versions of the packages that compute, of those that are installed."""
-    return {name: known for name in _PACKAGES if (known := _version(name))}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+    return {name: known for name in _PACKAGES if (known := package_version(name))}
 
 
 def _commit(root: Path = Path(__file__).parents[2]) -> str | None:

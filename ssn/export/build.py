@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from ssn.export.parity import (
     method_of,
 )
 from ssn.export.variants import Variant, make_variant
+from ssn.runtime.machine import package_version
 from ssn.runtime.onnxruntime import OnnxRuntimeBackend
 
 # Slices. A volume's some 150 slices with brain make four batches: enough for copies to overlap with computing.
@@ -221,7 +221,7 @@ def _provenance(
             about[name]["fused_layers"] = inspect_engine(module, engine.data)
     return {
         "version": __version__,
-        "tools": {tool: _version(tool) for tool in _TOOLS},
+        "tools": {tool: package_version(tool) or "not installed" for tool in _TOOLS},
         "device": None if device is None else asdict(device),
         "options": asdict(options),
         "kept_in_fp32": kept,
@@ -230,10 +230,3 @@ def _provenance(
         "measured_on": as_record(samples),
         "engines": about,
     }
-
-
-def _version(tool: str) -> str:
-    try:
-        return version(tool)
-    except PackageNotFoundError:
-        return "not installed"

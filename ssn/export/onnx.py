@@ -7,7 +7,6 @@ import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from ssn.core.scoring import Calibration
 from ssn.export.graphs import FlowGraph
 from ssn.export.torch_reference import torch_log_likelihood
 from ssn.runtime.backend import Batch
+from ssn.runtime.machine import package_version
 from ssn.train.checkpoint import Detector
 
 OPSET = 18  # ONNX Runtime and TensorRT 10 and later take it
@@ -198,17 +198,10 @@ def export_bundle(
     spec = spec_of(detector, name, modality)
     record = {
         "version": __version__,
-        "tools": {tool: _version(tool) for tool in _TOOLS},
+        "tools": {tool: package_version(tool) or "not installed" for tool in _TOOLS},
         "architecture": {**config.to_dict(), "clamp_form": "clamp * tanh(a)"},
         "training": detector.record,
         "parity": {"log_likelihood_per_dimension": parity, "tolerance": TOLERANCE},
         **(about or {}),
     }
     return write_bundle(folder, spec, graphs, calibration, record, overwrite=overwrite)
-
-
-def _version(tool: str) -> str:
-    try:
-        return version(tool)
-    except PackageNotFoundError:
-        return "not installed"

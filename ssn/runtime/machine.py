@@ -51,10 +51,16 @@ def _installed(module: str, package: str) -> str | None:
     try:
         if importlib.util.find_spec(module) is None:
             return None
+    except (ImportError, ValueError):
+        return None
+    return package_version(package) or "unknown"
+
+
+def package_version(package: str) -> str | None:
+    """Version of a package by its metadata; None where it is not installed."""
+    try:
         return version(package)
     except PackageNotFoundError:
-        return "unknown"
-    except (ImportError, ValueError):
         return None
 
 
