@@ -8,7 +8,6 @@ detector's map.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -38,20 +37,13 @@ def _blocks(stack: SliceStack) -> NDArray[np.float32]:
     return result
 
 
-@dataclass(frozen=True)
-class HealthyVolumes:
-    """The healthy volumes' blocks (n, windows, cells, cells), all that references learn from."""
-
-    blocks: NDArray[np.float32]
-
-    @classmethod
-    def read(cls, paths: Sequence[Path], progress: Callable[[], None] = lambda: None) -> HealthyVolumes:
-        """Read and resample the volumes; `progress` is called once a volume."""
-        blocks = []
-        for path in paths:
-            blocks.append(_blocks(cut_slices(read_volume(path), _GRID, _CELLS)))
-            progress()
-        return cls(np.stack(blocks))
+def healthy_blocks(paths: Sequence[Path], progress: Callable[[], None] = lambda: None) -> NDArray[np.float32]:
+    """Read healthy volumes' blocks (n, windows, cells, cells); `progress` is called once a volume."""
+    blocks = []
+    for path in paths:
+        blocks.append(_blocks(cut_slices(read_volume(path), _GRID, _CELLS)))
+        progress()
+    return np.stack(blocks)
 
 
 def residual_method(residual: Callable[[Blocks], Blocks], sigma: float) -> Method:
@@ -88,7 +80,7 @@ def intensity_method(*, bright: bool, sigma: float) -> Method:
     return method
 
 
-def reference_method(name: ReferenceName, healthy: HealthyVolumes, sigma: float) -> Method:
+def reference_method(name: ReferenceName, blocks: NDArray[np.float32], sigma: float) -> Method:
     """Make a reference a method.
 
     z-score: |x - mean| / standard deviation at each place over the healthy volumes. pca: |x - its projection| on
@@ -96,9 +88,9 @@ def reference_method(name: ReferenceName, healthy: HealthyVolumes, sigma: float)
 
     Parameters
     ----------
+    blocks : of the healthy volumes, (n, windows, cells, cells)
     sigma : mm, of the Gaussian over the residual
     """
-    blocks = healthy.blocks
     mean = blocks.mean(0)
     if name == "z-score":
         # A floor, because where few brains reach the spread is 0 and any brain would be infinitely odd.

@@ -32,7 +32,7 @@ from ssn.train.calibrate import load_calibration
 from ssn.train.cases import Case
 from ssn.train.checkpoint import load_checkpoint
 from ssn.train.evaluate import DetectorMethod, ScoredVolume, lesion_mask
-from ssn.train.references import HealthyVolumes, intensity_method, reference_method, residual_method
+from ssn.train.references import healthy_blocks, intensity_method, reference_method, residual_method
 
 
 def quiet(what, step, steps):
@@ -171,15 +171,15 @@ def test_an_autoencoder_reconstructs_what_it_was_trained_on_and_not_the_lesion(c
     pytest.importorskip("monai", reason="the 3D autoencoder is MONAI's (extra bench)")
     from ssn.benchmarks.accuracy.autoencoder import AutoencoderBudget, fit_autoencoder
 
-    healthy = HealthyVolumes.read([case.image for case in cases["train"]])
+    healthy = healthy_blocks([case.image for case in cases["train"]])
     untaught, taught = (fit_autoencoder(healthy, AutoencoderBudget(epochs=epochs)) for epochs in (1, 15))
-    assert taught(healthy.blocks[0]).mean() < 0.5 * untaught(healthy.blocks[0]).mean(), "it learns"
+    assert taught(healthy[0]).mean() < 0.5 * untaught(healthy[0]).mean(), "it learns"
     scored = residual_method(taught, 4.0)(cases["test"][0].image)
     assert voxel_auroc(scored.score_map, lesion_mask(cases["test"][0], scored), scored.brain) > 0.7
 
 
 def test_table_and_pictures_lie_beside_the_json_and_no_temporary_file_is_left(cases, tmp_path):
-    healthy = HealthyVolumes.read([case.image for case in cases["train"]])
+    healthy = healthy_blocks([case.image for case in cases["train"]])
     builds = {"bright voxels": lambda: BRIGHT, "z-score": lambda: reference_method("z-score", healthy, 4.0)}
     wanted = splits(cases, controls={"elsewhere": cases["control"]})
     results = suite.compare(lambda tell: builds, wanted, tmp_path / "a.json", quiet)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ssn.benchmarks.baselines import build_baseline, choose_baselines
-from ssn.train.references import Blocks, HealthyVolumes
+from ssn.train.references import Blocks
 
 _NETWORK = "AutoEncoder"  # MONAI's, the one whose speed `ssn-bench latency` measures
 
@@ -25,9 +26,11 @@ class AutoencoderBudget:
 
 
 def fit_autoencoder(
-    healthy: HealthyVolumes, budget: AutoencoderBudget, progress: Callable[[int, int], None] = lambda step, steps: None
+    healthy: NDArray[np.float32],
+    budget: AutoencoderBudget,
+    progress: Callable[[int, int], None] = lambda step, steps: None,
 ) -> Callable[[Blocks], Blocks]:
-    """Train on the healthy volumes' blocks, and return the function from blocks to |x - reconstruction|.
+    """Train on the healthy volumes' blocks (n, X, Y, Z), and return the function from blocks to |x - reconstruction|.
 
     MONAI's AutoEncoder with channels 16 to 256 and five halvings: 2 x 2 x 2 x 256 numbers stand for a brain. Adam with
     the rate falling along a cosine, mean absolute error.
@@ -37,7 +40,7 @@ def fit_autoencoder(
     BackendError
         If MONAI is not installed.
     """
-    volumes = torch.from_numpy(healthy.blocks)[:, None]
+    volumes = torch.from_numpy(healthy)[:, None]
     (baseline,) = choose_baselines([_NETWORK])
     shape = (volumes.shape[2], volumes.shape[3], volumes.shape[4])
     generator = torch.Generator().manual_seed(budget.seed)

@@ -18,10 +18,12 @@ from ssn.benchmarks.results import OURS
 from ssn.core.errors import BackendError, DataError, installing
 from ssn.train.encoder import EncoderWeights
 from ssn.train.evaluate import Method
-from ssn.train.references import HealthyVolumes, intensity_method, reference_method, residual_method
+from ssn.train.references import healthy_blocks, intensity_method, reference_method, residual_method
 from ssn.train.trained import calibration_of, open_trained
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 DEFAULT = ("z-score", "pca")
@@ -131,9 +133,9 @@ def known_methods(
         raise DataError("pca needs two healthy volumes to learn from, and there is one; choose other methods")
 
     @cache
-    def blocks() -> HealthyVolumes:
+    def blocks() -> NDArray[np.float32]:
         done = iter(range(1, len(train) + 1))
-        return HealthyVolumes.read(train, lambda: tell("healthy volumes", next(done), len(train)))
+        return healthy_blocks(train, lambda: tell("healthy volumes", next(done), len(train)))
 
     @cache
     def slices() -> Tensor:
