@@ -63,7 +63,7 @@ def _train_epoch(
         optimiser.step()
         count = len(places)
         seen += count
-        sums["loss"] += float(loss.total.detach()) * count
+        sums["loss"] += float(loss) * count
         sums["log_likelihood"] += float(likelihood) * count
         progress(Progress(epoch, seen / total, sums["loss"] / seen, sums["log_likelihood"] / seen))
     return {name: value / seen for name, value in sums.items()}

@@ -158,7 +158,7 @@ def tune_together(
                 optimiser.zero_grad(set_to_none=True)
                 loss, likelihood = backward(detector, step, options, epoch, generator, ranks, accumulate=1)
                 optimiser.step()
-                losses.append(float(loss.total.detach()))
+                losses.append(float(loss))
                 likelihoods.append(float(likelihood))
                 progress(index, (number + 1) / STEPS_A_ROUND, losses[-1], likelihoods[-1])
             rounds.append({"loss": float(np.mean(losses)), "log_likelihood": float(np.mean(likelihoods))})

@@ -46,14 +46,6 @@ class SemiPushPull(NamedTuple):
     anomaly: Tensor
 
 
-class Loss(NamedTuple):
-    """What a step minimises (`total`), and its detached parts for the progress bar; all scalars ()."""
-
-    total: Tensor
-    likelihood: Tensor
-    separation: Tensor
-
-
 def log_likelihood(z: Tensor, log_det: Tensor) -> Tensor:
     """Log-likelihood of locations under a standard normal base (METHOD.md, "Conditional normalizing flow").
 
@@ -217,8 +209,8 @@ def total_loss(
     *,
     epoch: int,
     generator: torch.Generator | None = None,
-) -> Loss:
-    """Loss of one minibatch, as the authors train (METHOD.md, "Training" and last section).
+) -> Tensor:
+    """Loss of one minibatch, a scalar (), as the authors train (METHOD.md, "Training" and last section).
 
     - `spp`: in epoch 0 the likelihood term alone, weighted by the normals' focal weights; from epoch 1 on,
       the same weighted term + both halves of the focally weighted semi-push-pull.
@@ -249,24 +241,22 @@ def total_loss(
         logp = torch.cat([logp_true, logp_noised]) / NORMALISER
         is_anomaly = torch.arange(logp.numel(), device=logp.device) >= logp_true.numel()
         weights = focal_weights(logp, is_anomaly)
-        likelihood = likelihood_loss(logp_true, weights=weights[: logp_true.numel()])
-        separation = likelihood.new_zeros(())
+        loss = likelihood_loss(logp_true, weights=weights[: logp_true.numel()])
         if uses_noised(kind, epoch):
             pulled, pushed = semi_push_pull(logp, is_anomaly, weights=weights)
-            separation = pulled + pushed
+            loss = loss + (pulled + pushed)
     else:
-        likelihood = likelihood_loss(logp_true)
-        separation = likelihood.new_zeros(())
+        loss = likelihood_loss(logp_true)
         if kind == "hard" and uses_noised(kind, epoch):
             logp = torch.cat([logp_true, logp_noised]) / NORMALISER
             is_anomaly = torch.arange(logp.numel(), device=logp.device) >= logp_true.numel()
             pulled, pushed = hard_separation(logp, is_anomaly)
-            separation = pulled + pushed
+            loss = loss + (pulled + pushed)
         elif kind == "triplet":
             device = logp_true.device if generator is None else generator.device
             permutation = torch.randperm(logp_true.numel(), generator=generator, device=device)
-            separation = triplet_loss(logp_true, logp_noised, permutation.to(logp_true.device))
-    return Loss(likelihood + separation, likelihood.detach(), separation.detach())
+            loss = loss + triplet_loss(logp_true, logp_noised, permutation.to(logp_true.device))
+    return loss
 
 
 def _mean(values: Tensor) -> Tensor:

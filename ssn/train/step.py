@@ -11,7 +11,7 @@ from ssn.core.errors import DataError
 from ssn.train.batches import Altered
 from ssn.train.checkpoint import Detector
 from ssn.train.distributed import Ranks
-from ssn.train.losses import Loss, total_loss, uses_noised
+from ssn.train.losses import total_loss, uses_noised
 from ssn.train.presets import FitOptions
 
 # Of the true locations of a step: how many pseudo-anomalous ones come with them, and healthy ones near those.
@@ -65,7 +65,7 @@ def backward(
     generator: torch.Generator,
     ranks: Ranks,
     accumulate: int,
-) -> tuple[Loss, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Leave the step's gradient in the flow's parameters, and in whatever made the features where that has one.
 
     Returns the loss and the mean true log-likelihood.
@@ -93,9 +93,9 @@ def backward(
     everyone = ranks.gather(mine, total).requires_grad_()
     true, anomalous = everyone[: total - step.anomalous], everyone[total - step.anomalous :]
     loss = total_loss(options.loss, true, anomalous, epoch=epoch, generator=generator)
-    if not torch.isfinite(loss.total):
+    if not torch.isfinite(loss):
         raise DataError(f"training diverged in epoch {epoch}; try a smaller --learning-rate")
-    loss.total.backward()
+    loss.backward()
     assert everyone.grad is not None
     gradient = everyone.grad[share]
     if accumulate > 1:
@@ -105,4 +105,4 @@ def backward(
     elif filled:
         mine.backward(gradient)
     ranks.sum_gradients(p for p in detector.flow.parameters() if p.requires_grad)
-    return loss, true.detach().mean()
+    return loss.detach(), true.detach().mean()
