@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-# Lesion-score quantiles a volume from which the default candidate thresholds are taken.
+# Lesion-score quantiles a volume from which the candidate thresholds are taken.
 _QUANTILES_A_VOLUME = 101
 PRO_LIMIT = 0.3  # false positive rate up to which PRO is integrated
 
@@ -124,40 +124,28 @@ def dice(prediction: Array, mask: Array) -> float:
     return 2 * np.count_nonzero(predicted & lesion) / size
 
 
-def best_dice_threshold(scores: Sequence[Array], masks: Sequence[Array], candidates: ArrayLike | None = None) -> float:
-    """Threshold t at which the mean Dice of `score >= t` over VALIDATION volumes is highest.
+def best_dice_threshold(scores: Sequence[Array], masks: Sequence[Array]) -> float:
+    """Threshold t at which the mean Dice of `score >= t` over VALIDATION volumes is highest; the lowest of several.
 
     For validation volumes only: a threshold that is then reported on the same volumes is fitted to their
-    labels.
+    labels. Percentiles of each volume's lesion scores are tried: as t rises from one lesion score to the next only
+    false positives are lost, so the best t is always a lesion score.
 
     Parameters
     ----------
     scores, masks : one array a volume, of any shape, both already restricted to the brain.
-    candidates : thresholds to try, of any shape and order. By default the percentiles of each volume's lesion
-        scores: as t rises from one lesion score to the next only false positives are lost, so the best t
-        is always a lesion score.
-
-    Returns
-    -------
-    The lowest of the best candidates.
 
     Raises
     ------
     ValueError
-        If there are no volumes or candidates, or a volume has no lesion voxel or a score that is not finite.
+        If there are no volumes, or a volume has no lesion voxel or a score that is not finite.
     """
     if len(scores) == 0 or len(scores) != len(masks):
         raise ValueError(f"expected one mask a volume and at least one, got {len(scores)} and {len(masks)}")
     volumes = [_lesion_voxels(index, *pair) for index, pair in enumerate(zip(scores, masks, strict=True))]
-    if candidates is None:
-        levels = np.linspace(0, 1, _QUANTILES_A_VOLUME)
-        lesion_levels = [np.quantile(v.scores[v.labels], levels, method="inverted_cdf") for v in volumes]
-        thresholds = np.unique(np.concatenate(lesion_levels))
-    else:
-        thresholds = np.unique(np.asarray(candidates))
-    if thresholds.size == 0:
-        raise ValueError("there is no candidate threshold to try")
-
+    levels = np.linspace(0, 1, _QUANTILES_A_VOLUME)
+    lesion_levels = [np.quantile(v.scores[v.labels], levels, method="inverted_cdf") for v in volumes]
+    thresholds = np.unique(np.concatenate(lesion_levels))
     total = np.zeros(thresholds.shape)
     for voxels in volumes:
         lesion = voxels.scores[voxels.labels]
