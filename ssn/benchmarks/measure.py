@@ -142,6 +142,16 @@ def timed_rounds(
     return found
 
 
+def step_times(samples: Mapping[str, Samples]) -> dict[str, Any]:
+    """Summarise "before" and "after" of `timed_rounds`, and how many times faster the latter is, for a step's row."""
+    before, after = (samples[name]["total"] for name in ("before", "after"))
+    return {
+        "before": Spread.of(before).as_json(),
+        "after": Spread.of(after).as_json(),
+        "faster": Ratio.bootstrap(before, after).as_json(),
+    }
+
+
 def seconds_of(run: Callable[[], object]) -> float:
     """Time one run."""
     start = time.perf_counter()

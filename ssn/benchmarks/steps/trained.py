@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ssn.benchmarks.measure import Ratio, Spread, timed_rounds
+from ssn.benchmarks.measure import step_times, timed_rounds
 from ssn.benchmarks.runners import choose_engines, open_slices
 from ssn.benchmarks.slice_models import ModelName, make_bundle, model_config
 from ssn.benchmarks.steps.ways import Way, compute_map
@@ -70,12 +70,9 @@ def measure_trained_steps(
                 backend = stack.enter_context(open_slices(engine, bundle, None, threads))
                 runs[name] = partial(compute_map, way, bundle, backend, scan)
             samples = timed_rounds(runs, rounds=rounds, warm_up=1)
-        before, after = (samples[name]["total"] for name in configs)
         yield {
             "step": step.name,
-            "before": Spread.of(before).as_json(),
-            "after": Spread.of(after).as_json(),
-            "faster": Ratio.bootstrap(before, after).as_json(),
+            **step_times(samples),
             "accuracy": "trained anew: docs/ablation.md",
             "ablation": {"question": step.question, "before": step.arms[0], "after": step.arms[1]},
         }

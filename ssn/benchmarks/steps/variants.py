@@ -19,7 +19,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from ssn.benchmarks.measure import Clock, Ratio, Spread, Tell, timed_rounds
+from ssn.benchmarks.measure import Clock, Tell, step_times, timed_rounds
 from ssn.benchmarks.runners import choose_engines, engine_problem
 from ssn.benchmarks.steps.brain_box import Box, box_of
 from ssn.benchmarks.steps.lesioned import mean_auprc
@@ -152,15 +152,12 @@ def _compare(step: Step, ground: Ground, box: Box, share: float, auprc: tuple[fl
         warm = time.perf_counter() - start
         rounds = max(FEWEST, int(min((share - warm) / warm, MOST)))
         samples = timed_rounds(runs, rounds=rounds)
-    before, after = (samples[name]["total"] for name in ("before", "after"))
     volume = read_volume(ground.scan)
     inside = maps["before"] != 0
     scores = {name: volume_score(values, inside, volume.voxel_ml) for name, values in maps.items()}
     correlation = float(np.corrcoef(maps["before"][inside], maps["after"][inside])[0, 1])
-    row: dict[str, Any] = {
-        "before": Spread.of(before).as_json(),
-        "after": Spread.of(after).as_json(),
-        "faster": Ratio.bootstrap(before, after).as_json(),
+    row = {
+        **step_times(samples),
         "map_correlation": round(correlation, 6),
         "largest_map_difference_z": round(float(np.abs(maps["before"] - maps["after"]).max()), 5),
         "volume_score_before": round(scores["before"], 4),
@@ -192,10 +189,4 @@ def measure_files(scan: Path, folder: Path, rounds: int = 7) -> Iterator[dict[st
     }
     for name, (before, after) in pairs.items():
         samples = timed_rounds({"before": before, "after": after}, rounds=rounds, warm_up=1)
-        first, second = (samples[key]["total"] for key in ("before", "after"))
-        yield {
-            "step": name,
-            "before": Spread.of(first).as_json(),
-            "after": Spread.of(second).as_json(),
-            "faster": Ratio.bootstrap(first, second).as_json(),
-        }
+        yield {"step": name, **step_times(samples)}
