@@ -19,7 +19,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from ssn.benchmarks.measure import Clock, Tell, step_times, timed_rounds
+from ssn.benchmarks.measure import Clock, Tell, reason_of, step_times, timed_rounds
 from ssn.benchmarks.runners import choose_engines, engine_problem
 from ssn.benchmarks.steps.brain_box import Box, box_of
 from ssn.benchmarks.steps.lesioned import mean_auprc
@@ -111,7 +111,7 @@ def measure_variants(
             try:
                 _measure_auprc(step, ground, box, found)
             except Exception as error:  # an engine may lack an operator that this step needs
-                problem = _reason(error)
+                problem = reason_of(error)
         if problem is not None:
             problems[step.name] = problem
     clock = Clock(minutes, len(todo) - len(problems))
@@ -125,11 +125,7 @@ def measure_variants(
         try:
             yield {**row, **_compare(step, ground, box, clock.share(), auprc)}
         except Exception as error:  # as above, where no lesion was looked for
-            yield {**row, "problem": _reason(error)}
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            yield {**row, "problem": reason_of(error)}
 
 
 def _measure_auprc(step: Step, ground: Ground, box: Box, found: dict[Way, float]) -> None:
