@@ -205,8 +205,6 @@ def summarise(
     ----------
     names, healthy_names : what of the rows is averaged, of lesioned volumes and of healthy ones
     """
-    from sklearn.metrics import roc_auc_score
-
     lesioned = [row for row in rows if row.lesion]
     healthy = [row for row in rows if not row.lesion]
     groups = {
@@ -224,10 +222,17 @@ def summarise(
     }
     summary["healthy"] = {"volumes": len(healthy)} | {name: _mean(healthy, name) for name in healthy_names}
     if healthy and lesioned:
-        labels = [1] * len(lesioned) + [0] * len(healthy)
-        auroc = roc_auc_score(labels, [row.score for row in [*lesioned, *healthy]])
-        summary["volume_auroc"] = round(float(auroc), 4)
+        summary["volume_auroc"] = score_auroc(*([row.score for row in group] for group in (lesioned, healthy)))
     return summary
+
+
+def score_auroc(higher: Sequence[float], lower: Sequence[float]) -> float | None:
+    """AUROC of two groups of volume scores; None where one is empty."""
+    from sklearn.metrics import roc_auc_score
+
+    if not higher or not lower:
+        return None
+    return round(float(roc_auc_score([1] * len(higher) + [0] * len(lower), [*higher, *lower])), 4)
 
 
 def as_json(

@@ -26,6 +26,7 @@ from ssn.train.evaluate import (
     lesioned_voxels,
     mask_threshold,
     measure_volume,
+    score_auroc,
     summarise,
 )
 from ssn.train.trained import TrainedMethod
@@ -185,15 +186,6 @@ def voxels_above(
     return lesion[::-1].cumsum()[::-1].astype(float), other[::-1].cumsum()[::-1].astype(float)
 
 
-def auroc(higher: Sequence[float], lower: Sequence[float]) -> float | None:
-    """AUROC of two groups of volume scores; None where one is empty."""
-    from sklearn.metrics import roc_auc_score
-
-    if not higher or not lower:
-        return None
-    return round(float(roc_auc_score([1] * len(higher) + [0] * len(lower), [*higher, *lower])), 4)
-
-
 def control_accuracy(
     scores: Sequence[float], wrong_ml: Sequence[float], rows: Sequence[VolumeAccuracy]
 ) -> dict[str, float | int | None]:
@@ -210,8 +202,8 @@ def control_accuracy(
     lesioned = [row.score for row in rows if row.lesion]
     return {
         "volumes": len(scores),
-        "auroc_against_healthy": auroc(scores, healthy),
-        "auroc_of_lesions": auroc(lesioned, scores),
+        "auroc_against_healthy": score_auroc(scores, healthy),
+        "auroc_of_lesions": score_auroc(lesioned, scores),
         "false_positive_ml_healthy": round(float(np.mean(wrong_ml)), 4),
     }
 
