@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,8 +167,7 @@ def _fastest(network: Found, *, compiled: bool) -> float | None:
     times = [
         row["median_ms"] for way in ways for row in way.values() if isinstance(row, Mapping) and "median_ms" in row
     ]
-    best = min(times, default=math.inf)
-    return None if best == math.inf else best * network["runs"]
+    return min((ms * network["runs"] for ms in times), default=None)
 
 
 def _summary(model: Found) -> str:

@@ -135,8 +135,8 @@ def _note(row: Row) -> str:
 
 
 def _claim_sections(results: Results, ratio: float, memory_ratio: float) -> Iterator[Section]:
-    names = [row["method"] for kind in ("latency", "memory") for row in results.get(kind, {}).get("rows", ())
-             if row.get("group") == "slice pipeline"]  # fmt: skip
+    rows = (*rows_of(results, "latency"), *rows_of(results, "memory"))
+    names = [row["method"] for row in rows if row.get("group") == "slice pipeline"]
     if names:
         yield Section(
             "The claim",
@@ -177,10 +177,7 @@ def _step_sections(results: Results, ablation: Sequence[Row]) -> Iterator[Sectio
 
 
 def _throughput_sections(results: Results, charts: bool) -> Iterator[Section]:
-    found = results.get("throughput")
-    if not found:
-        return
-    for row in found.get("rows", ()):
+    for row in rows_of(results, "throughput"):
         parts = {name: sorted(values)[len(values) // 2] for name, values in row["samples_s"].items()}
         serial = row["one_after_another"]
         section = Section(
