@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from statistics import median_high
 from typing import TYPE_CHECKING, Any
 
 from threadpoolctl import threadpool_limits
@@ -94,15 +95,15 @@ def measure_throughput(
         counted = {name: partial(_with_cpu_time, run) for name, run in runs.items()}
         samples = timed_rounds(counted, rounds=rounds, warm_up=1, tell=tell)
     seconds = {name: parts["total"] for name, parts in samples.items()}
-    slowest = max(("decode", "compute", "write"), key=lambda name: sorted(seconds[name])[rounds // 2])
+    slowest = max(("decode", "compute", "write"), key=lambda name: median_high(seconds[name]))
     return {
         "volumes": volumes,
         "engine": "onnxruntime",
         "method": bundle.spec.name,
         "samples_s": {name: [round(value, 4) for value in values] for name, values in seconds.items()},
-        "volumes_a_minute": round(60 * volumes / sorted(seconds["all"])[rounds // 2], 2),
+        "volumes_a_minute": round(60 * volumes / median_high(seconds["all"]), 2),
         "slowest": slowest,
-        "cpu_s": round(sorted(samples["all"]["cpu"])[rounds // 2], 4),
+        "cpu_s": round(median_high(samples["all"]["cpu"]), 4),
         "cores": cores(),
         "at_once": at_once,
         "efficiency": Ratio.bootstrap(seconds[slowest], seconds["all"]).as_json(),

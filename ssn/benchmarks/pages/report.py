@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import median_high
 from typing import Any
 
 from ssn.benchmarks.pages.rendering import Section
@@ -178,7 +179,7 @@ def _step_sections(results: Results, ablation: Sequence[Row]) -> Iterator[Sectio
 
 def _throughput_sections(results: Results, charts: bool) -> Iterator[Section]:
     for row in rows_of(results, "throughput"):
-        parts = {name: sorted(values)[len(values) // 2] for name, values in row["samples_s"].items()}
+        parts = {name: median_high(values) for name, values in row["samples_s"].items()}
         serial = row["one_after_another"]
         section = Section(
             f"Throughput: {row['method']}",

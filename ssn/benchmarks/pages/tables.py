@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median_high
 from typing import Any
 
 from ssn.benchmarks.claim import QUANTITIES, check_claim
@@ -148,7 +149,7 @@ def limit(row: Row) -> str:
     """Say what bounds a cohort's time from below: its slowest part alone, or the cores that all parts share."""
     if "cpu_s" not in row:
         return "-"
-    alone = sorted(row["samples_s"][row["slowest"]])[len(row["samples_s"][row["slowest"]]) // 2]
+    alone = median_high(row["samples_s"][row["slowest"]])
     shared = row["cpu_s"] / row["cores"]
     if shared > alone:
         return f"cores: {row['cpu_s']:.2f} s of CPU on {row['cores']} take {shared:.2f} s, {row['slowest']} {alone:.2f}"
