@@ -84,7 +84,6 @@ class _Contender:
     factor: float
     costs: Costs
     run: Run3d
-    weights_mb: float
     once: float
 
     def row(self, engine: Engine) -> Row:
@@ -98,7 +97,7 @@ class _Contender:
             "timed_shape": list(self.shape),
             "factor": round(self.factor, 4),
             "costs": self.costs.as_json(),
-            "weights_mb": round(self.weights_mb, 1),
+            "weights_mb": round(self.costs.parameters * 4 / MEGABYTE, 1),
         }
 
 
@@ -260,7 +259,7 @@ def _open(plan: LatencyPlan, engine: Engine, baseline: Baseline) -> _Contender:
     else:
         run = open_graph(engine, export_baseline(baseline, shape, plan.folder), plan.threads)
     once = seconds_of(partial(run, random_volume(shape)))
-    return _Contender(baseline, shape, factor, costs, run, costs.parameters * 4 / MEGABYTE, once)
+    return _Contender(baseline, shape, factor, costs, run, once)
 
 
 def _too_slow(once: Mapping[str, float], others: float, share: float) -> list[str]:

@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ssn.benchmarks.device_memory import PeakDeviceMemory
-from ssn.benchmarks.runners import Run3d, choose_engines, open_graph, open_module, open_slices
+from ssn.benchmarks.runners import choose_engines, open_graph, open_module, open_slices
 from ssn.benchmarks.volumes import Shape, network_input, write_residual
 from ssn.core.volume import read_volume
 from ssn.runtime.memory import MEGABYTE
 
 if TYPE_CHECKING:
-    from ssn.benchmarks.baselines import Baseline
     from ssn.benchmarks.runners import Engine
 
 
@@ -106,12 +105,11 @@ def _slices(job: Job, engine: Engine) -> tuple[float, float]:
 def _baseline(job: Job, engine: Engine) -> tuple[float, float]:
     assert job.shape is not None
     shape: Shape = (job.shape[0], job.shape[1], job.shape[2])
-    baseline: Baseline | None = None
     if engine.kind == "torch":
         from ssn.benchmarks.baselines import build_baseline, choose_baselines
 
         (baseline,) = choose_baselines([job.baseline or ""])
-        run: Run3d = open_module(engine, build_baseline(baseline, shape), job.threads)
+        run = open_module(engine, build_baseline(baseline, shape), job.threads)
     else:
         run = open_graph(engine, Path(job.graph or ""), job.threads)
     ready = time.perf_counter()
