@@ -230,7 +230,7 @@ BASELINES: tuple[Baseline, ...] = (
 )
 
 
-def choose_baselines(names: list[str] | None, known: tuple[Baseline, ...] = BASELINES) -> tuple[Baseline, ...]:
+def choose_baselines(names: list[str] | None) -> tuple[Baseline, ...]:
     """Baselines by name, all if none is named.
 
     Raises
@@ -238,11 +238,11 @@ def choose_baselines(names: list[str] | None, known: tuple[Baseline, ...] = BASE
     BackendError
         If a name is unknown.
     """
-    by_name: Mapping[str, Baseline] = {baseline.name: baseline for baseline in known}
+    by_name: Mapping[str, Baseline] = {baseline.name: baseline for baseline in BASELINES}
     unknown = [name for name in names or () if name not in by_name]
     if unknown:
         raise BackendError(f"{', '.join(unknown)}: no such baseline; there are: {', '.join(by_name)}")
-    return tuple(by_name[name] for name in names) if names else known
+    return tuple(by_name[name] for name in names) if names else BASELINES
 
 
 def build_baseline(baseline: Baseline, shape: Shape) -> nn.Module:

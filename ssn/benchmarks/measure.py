@@ -33,6 +33,7 @@ _PACKAGES = (
     "openvino",
 )
 _RESAMPLES = 2000
+_MATMUL_SIZE = 2048
 FEWEST_ROUNDS = 3  # with fewer, an interval says nothing
 
 Samples = dict[str, list[float]]
@@ -79,7 +80,7 @@ class Ratio:
     high: float
 
     @classmethod
-    def bootstrap(cls, larger: Sequence[float], smaller: Sequence[float], seed: int = 0) -> Ratio:
+    def bootstrap(cls, larger: Sequence[float], smaller: Sequence[float]) -> Ratio:
         """95 % percentile bootstrap (Efron and Tibshirani, 1993) of paired rounds.
 
         Rounds are drawn and not runs, because what disturbs a round disturbs both. With three rounds it is about the
@@ -88,7 +89,7 @@ class Ratio:
         a, b = np.asarray(larger, float), np.asarray(smaller, float)
         if a.shape != b.shape or len(a) < FEWEST_ROUNDS:
             raise ValueError(f"{a.size} and {b.size} rounds: at least {FEWEST_ROUNDS} pairs are needed")
-        drawn = np.random.default_rng(seed).integers(0, len(a), (_RESAMPLES, len(a)))
+        drawn = np.random.default_rng(0).integers(0, len(a), (_RESAMPLES, len(a)))
         low, high = np.percentile(np.median(a[drawn], 1) / np.median(b[drawn], 1), (2.5, 97.5))
         return cls(float(np.median(a) / np.median(b)), float(low), float(high))
 
@@ -208,12 +209,12 @@ class Clock:
         return seconds
 
 
-def matmul_rate_cpu(size: int = 2048, rounds: int = 5) -> float:
+def matmul_rate_cpu() -> float:
     """FLOP/s of one FP32 matrix product with numpy: the roof that times are held against."""
-    a = np.random.default_rng(0).random((size, size), np.float32)
+    a = np.random.default_rng(0).random((_MATMUL_SIZE, _MATMUL_SIZE), np.float32)
     product = np.empty_like(a)
-    seconds = timed_rounds({"product": lambda: np.matmul(a, a, out=product)}, rounds=rounds, warm_up=1)
-    return 2 * size**3 / float(np.median(seconds["product"]["total"]))
+    seconds = timed_rounds({"product": lambda: np.matmul(a, a, out=product)}, rounds=5, warm_up=1)
+    return 2 * _MATMUL_SIZE**3 / float(np.median(seconds["product"]["total"]))
 
 
 def environment(*, threads: int | None = None, scan: Path | None = None) -> dict[str, Any]:

@@ -164,13 +164,13 @@ def draw_curves(methods: Mapping[str, MethodAccuracy]) -> Figure:
     return figure
 
 
-def write_figure(path: Path, figure: Figure, *, overwrite: bool = False) -> None:
-    """Write a figure as PNG, whole file or none.
+def write_figure(path: Path, figure: Figure) -> None:
+    """Write a figure as PNG, whole file or none; an existing one is replaced.
 
     Raises
     ------
     OutputError
-        If it exists and is not to be overwritten, or can't be written.
+        If it can't be written.
     """
-    with atomic_path(path, overwrite=overwrite) as temporary:
+    with atomic_path(path, overwrite=True) as temporary:
         figure.savefig(temporary, format="png", facecolor=figure.get_facecolor(), metadata={"Software": None})

@@ -103,8 +103,8 @@ def compare(
         write_text_atomic(files["json"], json.dumps(results, indent=1) + "\n", overwrite=True)
     measured = {name: own.accuracy for name, own in found.items()}
     write_text_atomic(files["table"], markdown(results), overwrite=True)
-    write_figure(files["curves"], draw_curves(measured), overwrite=True)
-    write_figure(files["montage"], draw_montage(shown, measured), overwrite=True)
+    write_figure(files["curves"], draw_curves(measured))
+    write_figure(files["montage"], draw_montage(shown, measured))
     return results
 
 

@@ -20,7 +20,7 @@ from ssn.runtime.memory import BatchLayout
 from ssn.runtime.schedule import bucket
 from ssn.train.checkpoint import Detector
 
-_MATMUL_SIZE = 8192
+_MATMUL_SIZE, _MATMUL_ROUNDS = 8192, 20
 
 
 class TorchDetector(nn.Module):
@@ -141,18 +141,18 @@ def _view(address: int, shape: tuple[int, ...], dtype: str) -> Tensor:
     return torch.as_tensor(Memory(), device="cuda")
 
 
-def matmul_rate(dtype: torch.dtype = torch.float16, rounds: int = 20) -> float:
-    """Measure this GPU's FLOP/s in one large matrix product, the roof that times are held against."""
-    a, b = (torch.randn(_MATMUL_SIZE, _MATMUL_SIZE, device="cuda", dtype=dtype) for _ in range(2))
+def matmul_rate() -> float:
+    """Measure this GPU's FLOP/s in one large FP16 matrix product, the roof that times are held against."""
+    a, b = (torch.randn(_MATMUL_SIZE, _MATMUL_SIZE, device="cuda", dtype=torch.float16) for _ in range(2))
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     for _ in range(3):
         torch.mm(a, b)
     begin.record()
-    for _ in range(rounds):
+    for _ in range(_MATMUL_ROUNDS):
         torch.mm(a, b)
     end.record()
     end.synchronize()
-    return 2 * _MATMUL_SIZE**3 * rounds / (begin.elapsed_time(end) / 1000)
+    return 2 * _MATMUL_SIZE**3 * _MATMUL_ROUNDS / (begin.elapsed_time(end) / 1000)
 
 
 @torch.inference_mode()

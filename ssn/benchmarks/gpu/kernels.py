@@ -8,26 +8,21 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+_RUNS = 5  # over which times are averaged
 _SHOWN = 15
 _NAME = 100  # characters: templates' names are longer than a page is wide
 
 
-def kernel_times(run: Callable[[], object], runs: int = 5) -> dict[str, Any]:
-    """Device time of each kernel and copy of one run, in ms, the longest first.
-
-    Parameters
-    ----------
-    run : what is profiled, which has run before
-    runs : over which the times are averaged
-    """
+def kernel_times(run: Callable[[], object]) -> dict[str, Any]:
+    """Device time of each kernel and copy of one run, which has run before, in ms, the longest first."""
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        for _ in range(runs):
+        for _ in range(_RUNS):
             run()
         torch.cuda.synchronize()
     rows = sorted(
         (
-            (event.self_device_time_total / 1000 / runs, event.count / runs, event.key)
+            (event.self_device_time_total / 1000 / _RUNS, event.count / _RUNS, event.key)
             for event in profiler.key_averages()
         ),
         reverse=True,

@@ -11,7 +11,7 @@ from typing import Any
 
 from ssn.benchmarks.measure import step_times, timed_rounds
 from ssn.benchmarks.runners import choose_engines, open_slices
-from ssn.benchmarks.slice_models import ModelName, make_bundle, model_config
+from ssn.benchmarks.slice_models import make_bundle, model_config
 from ssn.benchmarks.steps.ways import Way, compute_map
 
 
@@ -51,14 +51,12 @@ STEPS = (
 )
 
 
-def measure_trained_steps(
-    scan: Path, folder: Path, *, threads: int, model: ModelName = "compact", rounds: int = 7
-) -> Iterator[dict[str, Any]]:
-    """Time a volume from its file to the map, before and after each step.
+def measure_trained_steps(scan: Path, folder: Path, *, threads: int) -> Iterator[dict[str, Any]]:
+    """Time a volume from its file to the compact model's map, before and after each step.
 
     What a step costs in accuracy needs trained models: `ssn-train ablate` says it, and a row names its arms there.
     """
-    config = model_config(model)
+    config = model_config("compact")
     engine = choose_engines(["onnxruntime"])[0]
     way = Way(threads=threads)
     for number, step in enumerate(STEPS):
@@ -66,10 +64,10 @@ def measure_trained_steps(
         with ExitStack() as stack:
             runs = {}
             for name, chosen in configs.items():
-                _, bundle = make_bundle(model, folder / f"step{number}-{name}", scan, chosen)
+                _, bundle = make_bundle("compact", folder / f"step{number}-{name}", scan, chosen)
                 backend = stack.enter_context(open_slices(engine, bundle, None, threads))
                 runs[name] = partial(compute_map, way, bundle, backend, scan)
-            samples = timed_rounds(runs, rounds=rounds, warm_up=1)
+            samples = timed_rounds(runs, rounds=7, warm_up=1)
         yield {
             "step": step.name,
             **step_times(samples),

@@ -165,7 +165,7 @@ def _compare(step: Step, ground: Ground, box: Box, share: float, auprc: tuple[fl
     return row
 
 
-def measure_files(scan: Path, folder: Path, rounds: int = 7) -> Iterator[dict[str, Any]]:
+def measure_files(scan: Path, folder: Path) -> Iterator[dict[str, Any]]:
     """Measure reading and writing against the usual way, with nibabel and zlib."""
     volume = read_volume(scan)
     values = volume.data
@@ -184,5 +184,5 @@ def measure_files(scan: Path, folder: Path, rounds: int = 7) -> Iterator[dict[st
         ),
     }
     for name, (before, after) in pairs.items():
-        samples = timed_rounds({"before": before, "after": after}, rounds=rounds, warm_up=1)
+        samples = timed_rounds({"before": before, "after": after}, rounds=7, warm_up=1)
         yield {"step": name, **step_times(samples)}
