@@ -26,7 +26,6 @@ from ssn.train.distributed import ONE_PROCESS, Ranks
 from ssn.train.encoder import EncoderWeights, weights_identity
 from ssn.train.features import AlteredFeatures, FeatureReader, VolumeFeatures, measure_whitening
 from ssn.train.joint import tune_together
-from ssn.train.losses import PUSHING_LOSSES
 from ssn.train.network import FeatureNetwork, ModelConfig
 from ssn.train.presets import FitOptions
 from ssn.train.step import backward, epoch_generator, make_step
@@ -77,12 +76,11 @@ def _read_features(
     on_volume: Callable[[int], None],
 ) -> tuple[list[VolumeFeatures], Altered | None]:
     """Features of all volumes; of several processes each computes some, and finds the others' in the cache."""
-    wants_altered = options.anomalies == "image" and options.loss in PUSHING_LOSSES
 
     def read(index: int) -> tuple[VolumeFeatures, AlteredFeatures | None]:
         seed = options.seed * 100_003 + index
         healthy = reader.features(paths[index])
-        return healthy, reader.altered(paths[index], seed, options.blobs) if wants_altered else None
+        return healthy, reader.altered(paths[index], seed, options.blobs) if options.inserts_blobs else None
 
     if ranks.count > 1:
         for index in range(ranks.rank, len(paths), ranks.count):

@@ -21,7 +21,6 @@ from ssn.core.volume import read_volume
 from ssn.train.checkpoint import OPTIMISER_FILE, Detector, optimiser_tensors, restore_optimiser, save_checkpoint
 from ssn.train.distributed import Ranks
 from ssn.train.features import stack_for
-from ssn.train.losses import PUSHING_LOSSES
 from ssn.train.presets import FitOptions
 from ssn.train.pseudo import insert_blobs
 from ssn.train.step import Step, backward, epoch_generator, make_step
@@ -56,10 +55,6 @@ class _Windows:
         return _Windows(self.slices[chosen], self.places[chosen], self.brain[chosen], self.coverage[chosen])
 
 
-def _inserts_blobs(options: FitOptions) -> bool:
-    return options.anomalies == "image" and options.loss in PUSHING_LOSSES
-
-
 def _draw_windows(detector: Detector, stack: SliceStack, seed: int, count: int, blobs: int) -> _Windows:
     """Draw windows with brain in them of a stack that is not thick, with up to `blobs` pseudo-anomalies in it."""
     window, cells = detector.config.grid.window, detector.network.cells
@@ -92,7 +87,7 @@ def _read_round(
         count = needed * (place + 1) // len(volumes) - needed * place // len(volumes)
         seed = (options.seed * 100_003 + index) * VOLUMES_A_ROUND + place
         stack = stack_for(detector.network, read_volume(paths[volume]), thick=False)
-        parts.append(_draw_windows(detector, stack, seed, count, options.blobs if _inserts_blobs(options) else 0))
+        parts.append(_draw_windows(detector, stack, seed, count, options.blobs if options.inserts_blobs else 0))
     windows = _Windows.cat(parts)
     return windows.at(torch.randperm(len(windows.places), generator=generator))
 
@@ -103,7 +98,7 @@ def _step(detector: Detector, windows: _Windows, options: FitOptions, epoch: int
     raw = detector.network(windows.slices.flatten(0, 1)[:, None].to(device)).permute(0, 2, 3, 1).flatten(0, 2)
     places, brain, coverage = windows.places.flatten(), windows.brain.flatten(), windows.coverage.flatten()
     healthy = torch.nonzero(brain & (coverage == 0))[:, 0]
-    if not _inserts_blobs(options):
+    if not options.inserts_blobs:
         return make_step(detector, raw[healthy.to(device)], places[healthy], None, options, epoch, generator)
     blob = torch.nonzero(brain & (coverage >= 0.5))[:, 0]
     both = torch.cat([healthy, blob])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from ssn.train.losses import LossKind
+from ssn.train.losses import PUSHING_LOSSES, LossKind
 from ssn.train.network import ModelConfig
 
 
@@ -54,6 +54,11 @@ class FitOptions:
     seed: int = 0
     tune_encoder: int = 0
     encoder_learning_rate: float = 1e-5
+
+    @property
+    def inserts_blobs(self) -> bool:
+        """Whether pseudo-anomalies are put into the images: the loss has to push something away."""
+        return self.anomalies == "image" and self.loss in PUSHING_LOSSES
 
     def settings(self) -> dict[str, Any]:
         """Plain values of everything but the lengths of training, which a resumed run may raise."""
