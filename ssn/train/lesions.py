@@ -72,10 +72,8 @@ def _soft(inside: Tensor, width: float = 1.0) -> Tensor:
     return (inside / width + 0.5).clamp(0, 1)
 
 
-def _distance(centre: tuple[float, ...], shape: tuple[int, ...], stretch: np.ndarray | None = None) -> Tensor:
-    axes = [torch.arange(n, dtype=torch.float32) - c for n, c in zip(shape, centre, strict=True)]
-    if stretch is not None:
-        axes = [a / float(s) for a, s in zip(axes, stretch, strict=True)]
+def _distance(centre: tuple[float, ...], shape: tuple[int, ...], stretch: np.ndarray) -> Tensor:
+    axes = [(torch.arange(float(n)) - c) / float(s) for n, c, s in zip(shape, centre, stretch, strict=True)]
     x, y, z = (a.square().view([-1 if i == j else 1 for j in range(3)]) for i, a in enumerate(axes))
     return torch.sqrt(x + y + z)
 
@@ -153,8 +151,9 @@ def _stroke(tissue: Tissue, ml: float, rng: np.random.Generator, generator: torc
     along = sum(a * float(o) for a, o in zip(axes, outward, strict=True)) / length
     ragged = along + 0.06 * smooth_field(shape, 8.0, generator)[0]
     ragged = torch.where(length < 70, ragged, torch.full_like(ragged, -1.0))
-    level = _threshold_for(ragged, solid & (depth < depth[tuple(int(a) for a in apex)]), ml * 1000)
-    weight = _soft((ragged - level) * length) * (solid & (depth < depth[tuple(int(a) for a in apex)]))
+    beyond = solid & (depth < depth[tuple(int(a) for a in apex)])
+    level = _threshold_for(ragged, beyond, ml * 1000)
+    weight = _soft((ragged - level) * length) * beyond
     return Lesion("stroke", (Part("stroke", rng.uniform(0.6, 1.0) * weight),), weight > 0.5, None)
 
 
