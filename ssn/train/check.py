@@ -12,7 +12,7 @@ from nibabel import orientations
 from numpy.typing import NDArray
 
 from ssn.core.errors import DataError, SsnError
-from ssn.core.nifti_header import DeclaredVolume, read_header
+from ssn.core.nifti_header import read_header
 from ssn.core.nifti_stream import NiftiStream
 from ssn.train.cases import HEALTHY_SPLITS, Case, Dataset
 from ssn.train.masks import read_mask
@@ -44,10 +44,6 @@ def read_grid(path: Path) -> Grid:
     """
     with NiftiStream(path) as stream:
         declared = read_header(stream)
-    return _grid(declared)
-
-
-def _grid(declared: DeclaredVolume) -> Grid:
     axes = np.argsort(orientations.io_orientation(declared.affine)[:, 0])
     ends = [(0, n - 1) for n in declared.shape]
     corners = np.array([[i, j, k, 1] for i in ends[0] for j in ends[1] for k in ends[2]], float)
