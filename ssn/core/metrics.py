@@ -61,11 +61,14 @@ def _rank(voxels: _Voxels) -> _Ranking:
 
 
 def voxel_accuracy(score: Array, mask: Array, within: Array) -> VoxelAccuracy:
-    """Compute `voxel_auroc`, `voxel_auprc` and `pro` of one volume, which is sorted once for all three."""
+    """Compute AUROC, AUPRC and PRO of one volume, which is sorted once for all three.
+
+    Parameters and errors as in `voxel_auroc`.
+    """
     voxels = _voxels(score, mask, within)
     ranking = _rank(voxels)
     overlap = _mean_overlap(ranking, mask, within)
-    return VoxelAccuracy(_auroc(ranking), _auprc(ranking), _pro(ranking, overlap, PRO_LIMIT))
+    return VoxelAccuracy(_auroc(ranking), _auprc(ranking), _pro(ranking, overlap))
 
 
 def voxel_auroc(score: Array, mask: Array, within: Array) -> float:
@@ -154,39 +157,12 @@ def best_dice_threshold(scores: Sequence[Array], masks: Sequence[Array]) -> floa
     return float(thresholds[np.argmax(total)])
 
 
-def pro(score: Array, mask: Array, within: Array, max_false_positive_rate: float = PRO_LIMIT) -> float:
-    """Per-region overlap: how well each lesion is covered, large or small, up to a false positive rate.
-
-    Bergmann et al., *Uninformed Students* (CVPR 2020), and *The MVTec Anomaly Detection Dataset* (IJCV 2021).
-    The mean over the lesions of the share of the lesion with `score >= t`, as a function of the share of
-    non-lesion voxels with `score >= t`, from (0, 0) on; integrated by trapezoids up to
-    `max_false_positive_rate` (interpolated there) and divided by it. Every distinct score is a threshold.
-
-    Parameters
-    ----------
-    score : (D, H, W), higher is more anomalous.
-    mask : (D, H, W), lesion where not 0. A region is a 26-connected component of the whole mask; what of
-        it lies outside `within` is not counted, and a region wholly outside is left out.
-    within : (D, H, W), bool, the voxels that count.
-    max_false_positive_rate : in (0, 1].
-
-    Returns
-    -------
-    In [0, 1]; 1 is perfect, a constant score has `max_false_positive_rate / 2`.
-
-    Raises
-    ------
-    ValueError
-        As in `voxel_auroc`, and if the limit is out of range.
-    """
-    if not 0 < max_false_positive_rate <= 1:
-        raise ValueError(f"max_false_positive_rate must lie in (0, 1], got {max_false_positive_rate}")
-    ranking = _rank(_voxels(score, mask, within))
-    return _pro(ranking, _mean_overlap(ranking, mask, within), max_false_positive_rate)
-
-
 def _mean_overlap(ranking: _Ranking, mask: Array, within: Array) -> NDArray[np.float64]:
-    """Share of a region that is found at each distinct score, mean over regions: (T,)."""
+    """Share of a region that is found at each distinct score, mean over regions: (T,).
+
+    A region is a 26-connected component of the whole mask; what of it lies outside `within` is not counted, and a
+    region wholly outside is left out.
+    """
     from scipy.ndimage import label
 
     lesion = np.asarray(mask).astype(bool)
@@ -200,19 +176,24 @@ def _mean_overlap(ranking: _Ranking, mask: Array, within: Array) -> NDArray[np.f
     return found
 
 
-def _pro(ranking: _Ranking, overlap: NDArray[np.float64], limit: float) -> float:
+def _pro(ranking: _Ranking, overlap: NDArray[np.float64]) -> float:
+    """Per-region overlap: how well each lesion is covered, large or small, up to a false positive rate.
+
+    Bergmann et al., *Uninformed Students* (CVPR 2020), and *The MVTec Anomaly Detection Dataset* (IJCV 2021).
+    The mean over the lesions of the share of the lesion with `score >= t`, as a function of the share of
+    non-lesion voxels with `score >= t`, from (0, 0) on; integrated by trapezoids up to `PRO_LIMIT` (interpolated
+    there) and divided by it. 1 is perfect, a constant score has `PRO_LIMIT / 2`.
+    """
     overlap = np.append(0.0, overlap)
     rate = np.append(0.0, ranking.false_positives / ranking.false_positives[-1])
 
     # Points up to the limit, and the one where the next segment crosses it.
-    inside = int(np.searchsorted(rate, limit, side="right"))
+    inside = int(np.searchsorted(rate, PRO_LIMIT, side="right"))
     x, y = rate[:inside], overlap[:inside]
-    if inside < rate.size:
-        along = (limit - x[-1]) / (rate[inside] - x[-1])
-        x = np.append(x, limit)
-        y = np.append(y, y[-1] + along * (overlap[inside] - y[-1]))
+    along = (PRO_LIMIT - x[-1]) / (rate[inside] - x[-1])
+    x, y = np.append(x, PRO_LIMIT), np.append(y, y[-1] + along * (overlap[inside] - y[-1]))
     area = np.sum(np.diff(x) * (y[1:] + y[:-1]) / 2)
-    return float(area / limit)
+    return float(area / PRO_LIMIT)
 
 
 def _voxels(score: Array, mask: Array, within: Array) -> _Voxels:

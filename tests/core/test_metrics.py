@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssn.core.metrics import (
+    PRO_LIMIT,
     best_dice_threshold,
     dice,
-    pro,
     voxel_accuracy,
     voxel_auprc,
     voxel_auroc,
@@ -44,7 +44,11 @@ def components_by_flood_fill(mask):
     return regions
 
 
-def pro_by_definition(score, mask, within, limit):
+def pro(score, mask, within):
+    return voxel_accuracy(score, mask, within).pro
+
+
+def pro_by_definition(score, mask, within):
     """One threshold at a time, one region at a time; the area as an integral of the drawn line."""
     regions = [[voxel for voxel in region if within[voxel]] for region in components_by_flood_fill(mask)]
     regions = [region for region in regions if region]
@@ -56,11 +60,11 @@ def pro_by_definition(score, mask, within, limit):
         points.append((predicted[healthy].mean(), overlap))
     area = 0.0
     for (x0, y0), (x1, y1) in pairwise(points):
-        if x1 > x0 and x0 < limit:
-            end = min(x1, limit)
+        if x1 > x0 and x0 < PRO_LIMIT:
+            end = min(x1, PRO_LIMIT)
             y_end = y0 + (y1 - y0) * (end - x0) / (x1 - x0)
             area += (end - x0) * (y0 + y_end) / 2
-    return area / limit
+    return area / PRO_LIMIT
 
 
 def test_importing_the_metrics_needs_numpy_alone():
@@ -81,7 +85,7 @@ def test_one_sort_gives_the_numbers_of_scikit_learn(seed, levels):
     found = voxel_accuracy(score, mask, within)
     assert found.auroc == pytest.approx(roc_auc_score(mask[within], score[within]), abs=1e-12)
     assert found.auprc == pytest.approx(average_precision_score(mask[within], score[within]), abs=1e-12)
-    assert found == (voxel_auroc(score, mask, within), voxel_auprc(score, mask, within), pro(score, mask, within))
+    assert found[:2] == (voxel_auroc(score, mask, within), voxel_auprc(score, mask, within))
 
 
 def test_voxel_auroc_is_the_share_of_pairs_in_right_order():
@@ -171,10 +175,9 @@ def test_pro_of_an_inverted_map_is_zero():
     assert pro(-mask.astype(np.float32), mask, within) == 0
 
 
-@pytest.mark.parametrize("limit", [0.05, 0.3, 1.0])
-def test_pro_of_a_constant_map_is_half_its_limit(limit):
+def test_pro_of_a_constant_map_is_half_its_limit():
     mask, within = two_lesions()
-    assert pro(np.zeros(mask.shape), mask, within, limit) == pytest.approx(limit / 2)
+    assert pro(np.zeros(mask.shape), mask, within) == pytest.approx(0.3 / 2)
 
 
 def test_pro_counts_a_small_lesion_as_much_as_a_large_one():
@@ -190,7 +193,7 @@ def test_pro_takes_lesions_that_touch_at_a_corner_as_one():
     mask[0, 0, 0] = mask[1, 1, 1] = mask[2, 2, 2] = True
     score = np.zeros(mask.shape)
     score[0, 0, 0] = 1
-    assert pro(score, mask, np.ones_like(mask), 1.0) == pytest.approx(1 / 3 + 1 / 3)
+    assert pro(score, mask, np.ones_like(mask)) == pytest.approx(1 / 3 + 2 / 3 * 0.3 / 2)
 
 
 def test_pro_does_not_split_a_lesion_where_the_brain_mask_has_a_hole():
@@ -200,30 +203,19 @@ def test_pro_does_not_split_a_lesion_where_the_brain_mask_has_a_hole():
     within[3, 1, 1] = False  # leaves 3 voxels on one side and 1 on the other, still one region of 4
     score = np.zeros(mask.shape)
     score[4, 1, 1] = 1
-    assert pro(score, mask, within, 1.0) == pytest.approx(0.25 + 0.75 / 2)
+    assert pro(score, mask, within) == pytest.approx(0.25 + 0.75 * 0.3 / 2)
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    levels=st.sampled_from([2, 5, 1000]),
-    limit=st.sampled_from([0.1, 0.3, 0.77, 1.0]),
-)
-def test_pro_agrees_with_its_definition(seed, levels, limit):
+@given(seed=st.integers(0, 2**32 - 1), levels=st.sampled_from([2, 5, 1000]))
+def test_pro_agrees_with_its_definition(seed, levels):
     rng = np.random.default_rng(seed)
     shape = (3, 4, 5)
     score = rng.integers(0, levels, shape) / levels
     mask, within = rng.random(shape) < 0.15, rng.random(shape) < 0.8
     mask[0, 0, 0] = within[0, 0, 0] = within[2, 2, 2] = True
     mask[2, 2, 2] = False
-    assert pro(score, mask, within, limit) == pytest.approx(pro_by_definition(score, mask, within, limit))
-
-
-@pytest.mark.parametrize("limit", [0, -0.1, 1.1])
-def test_pro_refuses_a_limit_that_is_no_rate(limit):
-    mask, within = two_lesions()
-    with pytest.raises(ValueError, match="max_false_positive_rate"):
-        pro(np.zeros(mask.shape), mask, within, limit)
+    assert pro(score, mask, within) == pytest.approx(pro_by_definition(score, mask, within))
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2, -1])
