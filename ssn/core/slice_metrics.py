@@ -6,23 +6,9 @@ from numpy.typing import NDArray
 from ssn.core.metrics import Array, check_shapes, voxel_auprc, voxel_auroc
 
 
-def slice_scores(score_map: Array, within: Array, axis: int) -> Array:
-    """Score of each slice: the highest score of its voxels in `within` (METHOD.md, "Scoring").
-
-    Parameters
-    ----------
-    score_map : (D, H, W), any order of axes.
-    within : same shape, bool.
-    axis : the axis along which slices are counted.
-
-    Returns
-    -------
-    (score_map.shape[axis],), of the map's floating type; -inf for a slice without a voxel in `within`.
-    """
-    score_map, within = np.asarray(score_map), np.asarray(within).astype(bool)
-    check_shapes(score_map=score_map, within=within)
-    others = tuple(other for other in range(score_map.ndim) if other != axis % score_map.ndim)
-    highest: Array = score_map.max(others, where=within, initial=-np.inf)
+def slice_scores(score_map: Array, within: NDArray[np.bool_]) -> Array:
+    """Score of each axial slice (Z,): the highest of a map (X, Y, Z) in `within`, -inf where it has no voxel there."""
+    highest: Array = score_map.max((0, 1), where=within, initial=-np.inf)
     return highest
 
 

@@ -63,7 +63,7 @@ def infer_volume(
             f"{printable(volume.path)}: the model's answer is not finite; compute it in another way "
             "(--backend onnxruntime), and please report it"
         )
-    slices = slice_scores(score_map, brain, axis=2)
+    slices = slice_scores(score_map, brain)
     times.add("map", time.perf_counter() - start)
     return Result(
         volume=volume,

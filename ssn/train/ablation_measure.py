@@ -95,7 +95,7 @@ def measure_method(method: Method, validation: Sequence[Case], test: Sequence[Ca
     for case in test:
         scored = method(case.image)
         rows.append(measure_volume(scored, case, threshold))
-        found = slice_scores(scored.score_map, scored.brain, axis=2)
+        found = slice_scores(scored.score_map, scored.brain)
         highest_slices.append(float(found[np.isfinite(found)].max()))
         if case.mask is not None:
             rates.append(false_positive_rate(scored, lesion_mask(case, scored), RECALL))

@@ -105,7 +105,7 @@ class DetectorMethod:
 
 
 def _slice_metrics(scored: ScoredVolume, mask: NDArray[np.bool_]) -> tuple[float | None, float | None]:
-    scores = slice_metrics.slice_scores(scored.score_map, scored.brain, axis=2)
+    scores = slice_metrics.slice_scores(scored.score_map, scored.brain)
     labels: NDArray[np.bool_] = np.asarray((mask & scored.brain).any((0, 1)))
     scored_labels = labels[np.isfinite(scores)]
     if scored_labels.all() or not scored_labels.any():

@@ -218,13 +218,12 @@ def test_pro_agrees_with_its_definition(seed, levels):
     assert pro(score, mask, within) == pytest.approx(pro_by_definition(score, mask, within))
 
 
-@pytest.mark.parametrize("axis", [0, 1, 2, -1])
-def test_slice_score_is_the_highest_in_the_slice_and_brain(axis):
+def test_slice_score_is_the_highest_in_the_slice_and_brain():
     rng = np.random.default_rng(4)
     score, within = rng.normal(size=(3, 4, 5)).astype(np.float32), rng.random((3, 4, 5)) < 0.5
-    np.moveaxis(within, axis, 0)[1] = False
-    got = slice_scores(score, within, axis)
-    slices = zip(np.moveaxis(score, axis, 0), np.moveaxis(within, axis, 0), strict=True)
+    within[:, :, 1] = False
+    got = slice_scores(score, within)
+    slices = zip(np.moveaxis(score, 2, 0), np.moveaxis(within, 2, 0), strict=True)
     expected = [max(part[inside], default=-np.inf) for part, inside in slices]
     assert got.tolist() == expected
     assert got[1] == -np.inf
