@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from brains import save
+from commands import one_line, run
 from PIL import Image
 from trees import ZOOMS, mask, plain, volume
-from typer.testing import CliRunner
 
 from ssn.benchmarks.accuracy import suite
 from ssn.benchmarks.accuracy.backbone import Backbone
@@ -37,10 +37,6 @@ from ssn.train.references import healthy_blocks, intensity_method, reference_met
 
 def quiet(what, step, steps):
     assert 1 <= step <= steps, what
-
-
-def run(*arguments):
-    return CliRunner().invoke(bench.app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")
@@ -260,16 +256,9 @@ def test_a_control_without_a_healthy_volume_is_refused(tmp_path):
         suite.open_controls([tmp_path])
 
 
-def one_line(result, *words):
-    assert result.exit_code == 1, result.output
-    (line,) = result.stderr.strip().splitlines()
-    for word in words:
-        assert word in line
-
-
 def test_an_existing_picture_is_not_replaced_without_force(tmp_path):
     (tmp_path / "a-montage.png").write_bytes(b"mine")
-    one_line(run("accuracy", tmp_path, tmp_path, "-o", tmp_path / "a.json"), "a-montage.png", "--force")
+    one_line(run(bench.app, "accuracy", tmp_path, tmp_path, "-o", tmp_path / "a.json"), "a-montage.png", "--force")
 
 
 @pytest.fixture(scope="module")
@@ -278,16 +267,18 @@ def model(tmp_path_factory):
     healthy = plain(root / "healthy", healthy=3)
     settings = ("--encoder-weights", "none", "--loss", "none", "--epochs", 1, "--share", 0.02, "--device", "cpu")
     for arguments in (("fit", healthy, "-o", root / "model", *settings), ("calibrate", root / "model", healthy)):
-        result = CliRunner().invoke(train.app, [str(argument) for argument in arguments])
+        result = run(train.app, *arguments)
         assert result.exit_code == 0, result.output
     return root / "model"
 
 
 def test_another_checkpoint_that_is_none_is_named_before_anything_is_computed(model, tmp_path):
     also = ("--also", f"wide={tmp_path / 'nothing'}")
-    one_line(run("accuracy", model, tmp_path, *also, "-o", tmp_path / "a.json"), str(tmp_path / "nothing"))
+    one_line(run(bench.app, "accuracy", model, tmp_path, *also, "-o", tmp_path / "a.json"), str(tmp_path / "nothing"))
     for wrong in ("wide", "=x", f"ssn={model}"):
-        one_line(run("accuracy", model, tmp_path, "--also", wrong, "-o", tmp_path / "a.json"), f"--also {wrong}")
+        one_line(
+            run(bench.app, "accuracy", model, tmp_path, "--also", wrong, "-o", tmp_path / "a.json"), f"--also {wrong}"
+        )
     assert not list(tmp_path.iterdir())
 
 

@@ -1,17 +1,16 @@
 """The claim and the report, from results on disk."""
 
 import json
+from functools import partial
 
 import pytest
-from typer.testing import CliRunner
+from commands import run
 
 from ssn.benchmarks.measure import Ratio
 from ssn.cli.bench import app
 from ssn.core.errors import ResultsError
 
-
-def invoke(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+invoke = partial(run, app)
 
 
 def _row(method, group, **more):

@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from brains import brain_file
-from typer.testing import CliRunner
+from commands import run
 
 from ssn.cli import infer, train
 from ssn.cli.calibrate import volume_threshold
@@ -20,10 +20,6 @@ from ssn.core.bundle import CALIBRATION_FILE, ENCODER_FILE, FLOW_FILE, load_bund
 from ssn.core.scoring import p_value
 from ssn.train.calibrate import load_calibration
 from ssn.train.checkpoint import save_checkpoint
-
-
-def run(command, *arguments):
-    return CliRunner().invoke(command, [str(argument) for argument in arguments])
 
 
 def calibrate(bundle, *arguments):

@@ -4,28 +4,25 @@ import re
 import shutil
 import sys
 import tomllib
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 from brains import brain_array, brain_file, save
+from commands import run
 from PIL import Image
-from typer.testing import CliRunner
 
 from ssn.cli.infer import app
 from ssn.runtime.packaged import DEFAULT_BUNDLE, DEMO_HEALTHY_VOLUME, DEMO_VOLUME
 
-run = CliRunner().invoke
+infer = partial(run, app)
 SUFFIXES = ("_anomaly.nii.gz", "_mask.nii.gz", ".json", ".png")
 
 
 def outputs(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()} if folder.exists() else set()
-
-
-def infer(*arguments):
-    return run(app, [str(argument) for argument in arguments])
 
 
 def test_a_volume_gives_map_mask_record_and_picture(tmp_path, tiny_bundle):

@@ -2,20 +2,19 @@
 
 import json
 import re
+from functools import partial
 
 import nibabel as nib
 import numpy as np
 import pytest
 from brains import brain_array, brain_file, save
-from typer.testing import CliRunner
+from commands import run
 
 from ssn.cli.infer import app
 from ssn.runtime.packaged import DEMO_VOLUME
 from ssn.runtime.result import voxel_doubts
 
-
-def infer(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+infer = partial(run, app)
 
 
 @pytest.mark.parametrize(

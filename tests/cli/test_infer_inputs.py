@@ -1,14 +1,14 @@
 """Which volumes `ssn-infer` takes from its command line."""
 
+from functools import partial
+
 import pytest
 from brains import brain_file
-from typer.testing import CliRunner
+from commands import run
 
 from ssn.cli.infer import app
 
-
-def infer(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+infer = partial(run, app)
 
 
 def test_a_folder_with_one_volume_has_a_table_and_a_file_given_twice_counts_once(tmp_path, tiny_bundle, monkeypatch):

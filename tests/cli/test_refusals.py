@@ -5,23 +5,12 @@ from importlib import import_module
 
 import pytest
 from brains import brain_file
+from commands import one_line, run
 from trees import plain, table
-from typer.testing import CliRunner
 
 from ssn.cli import export, train
 from ssn.train.calibrate import save_calibration
 from ssn.train.checkpoint import save_checkpoint
-
-
-def run(app, *arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def one_line(result, *words):
-    assert result.exit_code == 1, result.output
-    (line,) = result.stderr.strip().splitlines()
-    assert line.startswith("Error: ")
-    assert all(str(word) in line for word in words), line
 
 
 @pytest.fixture(scope="module")

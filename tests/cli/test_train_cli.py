@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
+from commands import run
 from trees import brats, plain, table
-from typer.testing import CliRunner
 
 from ssn.cli import bench, export, train
 from ssn.cli.ablate import QuestionName
@@ -13,10 +13,6 @@ from ssn.train.arms import QUESTIONS
 from ssn.train.calibrate import load_calibration
 from ssn.train.checkpoint import load_checkpoint
 from ssn.train.datasets import open_split
-
-
-def run(app, *arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")
