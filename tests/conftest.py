@@ -85,6 +85,13 @@ def tiny_bundle(tiny_detector, tiny_calibration, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def bundle(tiny_bundle):
+    from ssn.core.bundle import load_bundle
+
+    return load_bundle(tiny_bundle)
+
+
+@pytest.fixture(scope="session")
 def thick_bundle(thick_detector, tiny_calibration, tmp_path_factory) -> Path:
     from ssn.export.onnx import export_bundle
 

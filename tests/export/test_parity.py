@@ -24,11 +24,6 @@ ZOOMS = (4.0, 4.0, 6.0)
 
 
 @pytest.fixture(scope="module")
-def bundle(tiny_bundle):
-    return load_bundle(tiny_bundle)
-
-
-@pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """A volume and its lesion mask."""
     folder = tmp_path_factory.mktemp("scan")

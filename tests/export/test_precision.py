@@ -9,18 +9,13 @@ from brains import brain_file
 from graphs import graph, middle, plant_overflow, run, with_changed_flow
 from onnx import TensorProto, helper
 
-from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, load_bundle
+from ssn.core.bundle import ENCODER_FILE, FLOW_FILE
 from ssn.core.errors import ExportError
 from ssn.export.culprits import find_culprits, stages
 from ssn.export.parity import TOLERANCES, answers, excesses, measure, method_of, prepare
 from ssn.export.precision import likelihood_sums, read_model, rounded, tensor_types, to_half
 from ssn.export.variants import GRAPHS, Node, in_half, make_variant
 from ssn.runtime.onnxruntime import OnnxRuntimeBackend
-
-
-@pytest.fixture(scope="module")
-def bundle(tiny_bundle):
-    return load_bundle(tiny_bundle)
 
 
 @pytest.fixture(scope="module")

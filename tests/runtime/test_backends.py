@@ -15,11 +15,6 @@ from ssn.runtime.cuda import Cuda, find_device
 from ssn.runtime.onnxruntime import OnnxRuntimeBackend
 
 
-@pytest.fixture(scope="module")
-def bundle(tiny_bundle):
-    return load_bundle(tiny_bundle)
-
-
 def batches(bundle):
     spec, rng = bundle.spec, np.random.default_rng(0)
     for first, count in ((5, 1), (6, 2), (9, 1)):

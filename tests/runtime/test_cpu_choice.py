@@ -16,11 +16,6 @@ HERE = machine(None, openvino="2026.4.1")
 
 
 @pytest.fixture
-def bundle(tiny_bundle):
-    return load_bundle(tiny_bundle)
-
-
-@pytest.fixture
 def measured(monkeypatch):
     """Number of threads of each measurement; what comes out is OpenVINO 1.5 times as fast."""
     calls = []
