@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterable
-from types import TracebackType
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -110,7 +109,5 @@ class OpenVinoBackend:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         del self._encoder, self._flow

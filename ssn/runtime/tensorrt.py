@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Generator, Iterable
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -110,9 +109,7 @@ class TensorRTBackend:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._cuda.drain()
         self._stages.close()  # contexts before the memory that they point to
         self._cuda.release()
