@@ -101,24 +101,21 @@ def choose_target(module: Any, wanted: str | None, device: Device | None) -> Tar
     return Target(ANY_GPU, wanted.lower().removeprefix("sm"), wanted.upper())
 
 
-class _Log:
-    """Keeps the first error: the later ones follow from it."""
+def _first_error_logger(module: Any) -> Any:
+    """Make a logger that keeps the first error: the later ones follow from it."""
 
-    def __init__(self, module: Any) -> None:
-        self.first = ""
-        outer = self
+    class Logger(module.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            module.ILogger.__init__(self)
+            self.first = ""
 
-        class Logger(module.ILogger):  # type: ignore[misc]
-            def __init__(self) -> None:
-                module.ILogger.__init__(self)
+        def log(self, severity: Any, message: str) -> None:
+            worst = (module.ILogger.Severity.ERROR, module.ILogger.Severity.INTERNAL_ERROR)
+            # Without a GPU it complains of the driver on any occasion; that is known, and never the cause.
+            if severity in worst and "cudaError 35" not in message:
+                self.first = self.first or " ".join(message.split())[:300]
 
-            def log(self, severity: Any, message: str) -> None:
-                worst = (module.ILogger.Severity.ERROR, module.ILogger.Severity.INTERNAL_ERROR)
-                # Without a GPU it complains of the driver on any occasion; that is known, and never the cause.
-                if severity in worst and "cudaError 35" not in message:
-                    outer.first = outer.first or " ".join(message.split())[:300]
-
-        self.logger = Logger()
+    return Logger()
 
 
 def _monitor(module: Any, progress: Progress) -> Any:
@@ -176,12 +173,12 @@ def build_engine(
     ExportError
         If TensorRT does not take the graph or cannot build it.
     """
-    log = _Log(module)
-    builder = module.Builder(log.logger)
+    log = _first_error_logger(module)
+    builder = module.Builder(log)
     # Gone from versions that know only strongly typed networks; where it is left it must be set.
     typed = getattr(module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if typed is None else 1 << int(typed))
-    parser = module.OnnxParser(network, log.logger)
+    parser = module.OnnxParser(network, log)
     if not parser.parse(graph):
         reason = log.first or (parser.get_error(0).desc() if parser.num_errors else "it gives no reason")
         raise ExportError(f"{name}: {module.__name__} {module.__version__} does not take the graph ({reason})")
