@@ -101,19 +101,14 @@ def convert(
     single = {graph: {node.name for node in kept if node.graph == graph} for graph in GRAPHS}
     encoder, flow = models[ENCODER_FILE], models[FLOW_FILE]
     if precision == "int8":
-        quantised = read_model(_quantised(encoder, healthy, single[ENCODER_FILE]))
+        from ssn.export.int8 import quantise
+
+        quantised = read_model(quantise(encoder, healthy, single[ENCODER_FILE]).SerializeToString())
         # FP16 at its edges only: between the pairs it is integers already.
         encoder = to_half(quantised, {node.name for node in quantised.graph.node}, edges)
     else:
         encoder = to_half(encoder, single[ENCODER_FILE], edges)
     return {ENCODER_FILE: encoder, FLOW_FILE: to_half(flow, likelihood_sums(flow) | single[FLOW_FILE], edges)}
-
-
-def _quantised(encoder: ModelProto, healthy: Sequence[NDArray[np.float32]], exclude: Collection[str]) -> bytes:
-    from ssn.export.int8 import quantise
-
-    data: bytes = quantise(encoder, healthy, exclude).SerializeToString()
-    return data
 
 
 def make_variant(

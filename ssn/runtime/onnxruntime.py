@@ -70,11 +70,10 @@ class OnnxRuntimeBackend:
         self._parts = parts_at_once(share) if provider == "cpu" and self.at_once == 1 else 1
         if provider == "cpu":
             options.intra_op_num_threads = max(1, share // self._parts)
-        elif threads is not None:
-            options.intra_op_num_threads = threads
-        if provider == "cpu":
             # Its arena keeps the most that each shape ever took, which malloc gives to the next: as fast, less memory.
             options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+        elif threads is not None:
+            options.intra_op_num_threads = threads
         self._bundle, self._threads = bundle, threads
         self.max_slices: int | None = None if provider == "cpu" else _GPU_BATCH
         self._device = "cpu" if provider == "cpu" else "cuda"
