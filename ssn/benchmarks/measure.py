@@ -16,7 +16,7 @@ import numpy as np
 from ssn import __version__
 from ssn.core.errors import SsnError
 from ssn.core.volume import read_volume
-from ssn.runtime.machine import cores, cpu_name, look, package_version
+from ssn.runtime.machine import TENSORRT_MODULES, cores, cpu_name, look, package_version
 
 _PACKAGES = (
     "numpy",
@@ -228,7 +228,7 @@ def environment(*, threads: int | None = None, scan: Path | None = None) -> dict
         "cpu": cpu_name(),
         "cores": cores(),
         "gpu": asdict(machine.device) if machine.device else None,
-        "tensorrt_modules": {name: machine.modules[name] for name in ("tensorrt", "tensorrt_rtx")},
+        "tensorrt_modules": {name: machine.modules[name] for name in TENSORRT_MODULES},
         "onnxruntime_providers": list(machine.providers),
         "packages": package_versions(),
     }

@@ -17,8 +17,8 @@ from typing import Any
 
 from ssn.core.engine_record import ANY_GPU, Device, TensorSpec
 from ssn.core.errors import BackendError, ExportError
+from ssn.runtime.machine import TENSORRT_MODULES
 
-MODULES = ("tensorrt", "tensorrt_rtx")  # in order of preference
 Progress = Callable[[str, int, int], None]  # phase, step, steps
 _DTYPES = {"HALF": "float16", "FLOAT": "float32", "INT64": "int64"}
 # What an engine runs on for which TensorRT-RTX was told no target: Ampere and later.
@@ -54,7 +54,7 @@ def load_builder(device: Device | None) -> Any:
         If there is none, with the commands that install one.
     """
     reasons = {}
-    for name in MODULES:
+    for name in TENSORRT_MODULES:  # in order of preference
         if name == "tensorrt" and device is None:
             reasons[name] = "needs an NVIDIA GPU to build"
             continue
