@@ -170,7 +170,7 @@ def refuse_shared(learned: Sequence[Case], measured: Sequence[Case]) -> None:
             )
 
 
-def open_healthy(path: Path, layout: Layout | None = None, contrast: str | None = None) -> list[Case]:
+def open_healthy(path: Path, contrast: str | None) -> list[Case]:
     """Cases without a mask of a 3D data set, of whatever split, checked by header and name.
 
     Raises
@@ -178,7 +178,7 @@ def open_healthy(path: Path, layout: Layout | None = None, contrast: str | None 
     DataError
         As `open_split`, and if every volume has a mask.
     """
-    dataset = _open(path, layout, contrast)
+    dataset = _open(path, None, contrast)
     cases = [case for case in dataset.cases if case.mask is None]
     if not cases:
         raise DataError(f"{printable(path)}: has no healthy volume (one without a mask)")

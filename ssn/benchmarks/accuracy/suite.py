@@ -64,7 +64,7 @@ def open_controls(paths: Sequence[Path], contrast: str | None = None) -> dict[st
     for name, path in zip(names, paths, strict=True):
         several = len({case.contrast for case in read_dataset(path).cases}) > 1
         key = name if names.count(name) == 1 else str(path)
-        found[key] = open_healthy(path, contrast=contrast if several else None)
+        found[key] = open_healthy(path, contrast if several else None)
     return found
 
 
