@@ -35,9 +35,9 @@ def contrast_loss(encoded: Sequence[Tensor], decoded: Sequence[Tensor]) -> Tenso
     return torch.stack(distances).sum(0).mean()
 
 
-def _convolution(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+def _halving(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
+        nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
     )
 
 
@@ -52,10 +52,7 @@ class Bottleneck(nn.Module):
         deepest = channels[-1]
         self.down = nn.ModuleList(
             nn.Sequential(
-                *(
-                    _convolution(width if step == 0 else deepest, deepest, stride=2)
-                    for step in range(len(channels) - 1 - level)
-                )
+                *(_halving(width if step == 0 else deepest, deepest) for step in range(len(channels) - 1 - level))
             )
             for level, width in enumerate(channels)
         )
@@ -64,7 +61,7 @@ class Bottleneck(nn.Module):
             nn.Conv2d(together, deepest, 1, bias=False),
             nn.BatchNorm2d(deepest),
             nn.ReLU(),
-            _convolution(deepest, 2 * deepest, stride=2),
+            _halving(deepest, 2 * deepest),
         )
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:

@@ -142,7 +142,7 @@ def _stroke(tissue: Tissue, ml: float, rng: np.random.Generator, generator: torc
     depth = torch.from_numpy(ndimage.distance_transform_edt(tissue.brain.numpy()).astype(np.float32))
     apex = _pick(tissue.brain & (depth > 18) & (depth < 40), rng)
     # A wedge opens from its apex towards the nearest cortex, as a vessel's territory does.
-    gradient = np.array([float(g) for g in _gradient_at(depth, apex)])
+    gradient = np.array(_gradient_at(depth, apex))
     outward = -gradient / max(float(np.linalg.norm(gradient)), 1e-6)
     axes = torch.meshgrid(
         *(torch.arange(n, dtype=torch.float32) - c for n, c in zip(shape, apex, strict=True)), indexing="ij"

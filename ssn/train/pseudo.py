@@ -36,9 +36,7 @@ def _shape(radius: float, rng: np.random.Generator) -> NDArray[np.float32]:
     return (radius - distance - 0.15 * radius * ragged).astype(np.float32)
 
 
-def _filling(
-    slices: NDArray[np.float32], box: tuple[slice, ...], inside: NDArray[np.bool_], rng: np.random.Generator
-) -> NDArray[np.float32]:
+def _filling(slices: NDArray[np.float32], box: tuple[slice, ...], rng: np.random.Generator) -> NDArray[np.float32]:
     """Draw what the blob shows instead of `slices[box]`; the volume's own grain stays on it."""
     own = slices[box]
     smooth = gaussian_filter(own, 1.0)
@@ -91,7 +89,7 @@ def insert_blobs(stack: SliceStack, seed: int, count: int) -> tuple[SliceStack, 
             continue
         weight = (depth / rng.uniform(1.0, 4.0) + 0.5).clip(0, 1) * rng.uniform(0.6, 1.0) * brain[box]
         for _attempt in range(_ATTEMPTS):
-            changed = slices[box] + weight * (_filling(slices, box, inside, rng).clip(0, 1) - slices[box])
+            changed = slices[box] + weight * (_filling(slices, box, rng).clip(0, 1) - slices[box])
             if np.abs(changed - slices[box])[inside].mean() >= LEAST_CHANGE:
                 slices[box], mask[box] = changed, mask[box] | inside
                 break
