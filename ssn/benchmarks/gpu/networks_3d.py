@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from ssn.benchmarks.baselines import Baseline, build_baseline
 from ssn.benchmarks.costs import count_costs
 from ssn.benchmarks.gpu.timing import WARM_UP, Report, attempt
-from ssn.benchmarks.measure import Spread
+from ssn.benchmarks.measure import Spread, seconds_of
 from ssn.benchmarks.volumes import STANDARD, Shape
 
 _LAYOUTS = {"channels last": torch.channels_last_3d, "channels first": torch.contiguous_format}
@@ -132,9 +131,7 @@ def _timed(run: Callable[[], Tensor], rounds: int, device: str) -> dict[str, flo
 
 def _once(run: Callable[[], Tensor], device: str) -> float:
     if device != "cuda":
-        start = time.perf_counter()
-        run()
-        return time.perf_counter() - start
+        return seconds_of(run)
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()
     run()

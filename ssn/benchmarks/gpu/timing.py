@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from ssn.benchmarks.measure import interleaved, reason_of
+from ssn.benchmarks.measure import interleaved, reason_of, seconds_of
 from ssn.core.bundle import Bundle
 from ssn.runtime.backend import Batch, Runs, StageTimes
 from ssn.runtime.cuda import Cuda
@@ -130,13 +129,11 @@ def peak_memory(measure: Callable[[], T]) -> tuple[T, float]:
 def first_volume(opened: Callable[[], AbstractContextManager[Runner]], batches: Sequence[Batch]) -> Report:
     """Time a volume with all that comes before the first, and the GPU memory that it takes."""
 
-    def once() -> float:
-        begin = time.perf_counter()
+    def once() -> None:
         with opened() as runner:
             consume(runner, batches, StageTimes())
-        return time.perf_counter() - begin
 
-    seconds, peak = peak_memory(once)
+    seconds, peak = peak_memory(lambda: seconds_of(once))
     return {"first_volume_s": round(seconds, 2), "peak_memory_mb": peak}
 
 
