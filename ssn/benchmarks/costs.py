@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,10 +30,6 @@ class Costs:
     def times(self, factor: float) -> Costs:
         """Cost of `factor` runs."""
         return Costs(self.parameters, self.flops * factor, self.bytes_moved * factor)
-
-    def as_json(self) -> dict[str, float]:
-        """Plain values."""
-        return asdict(self)
 
 
 class _Traffic(TorchDispatchMode):

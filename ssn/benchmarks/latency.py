@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -96,7 +96,7 @@ class _Contender:
             "remark": baseline.remark,
             "timed_shape": list(self.shape),
             "factor": round(self.factor, 4),
-            "costs": self.costs.as_json(),
+            "costs": asdict(self.costs),
             "weights_mb": round(self.costs.parameters * 4 / MEGABYTE, 1),
         }
 
@@ -107,7 +107,7 @@ def measure_latency(plan: LatencyPlan, clock: Clock, tell: Tell = lambda what, s
     `clock.left` must be `count_blocks(plan)`.
     """
     work = {model.name: slice_work(plan.scan.path, model.bundle) for model in plan.models}
-    costs = {model.name: slice_costs(model.name, work[model.name]).as_json() for model in plan.models}
+    costs = {model.name: asdict(slice_costs(model.name, work[model.name])) for model in plan.models}
     for engine in plan.engines:
         problem = engine_problem(engine)
         if problem is not None:
