@@ -34,6 +34,7 @@ SCHEMA = 1
 MANIFEST_FILE, CALIBRATION_FILE = "bundle.json", "calibration.npz"
 ENCODER_FILE, FLOW_FILE = "encoder.onnx", "flow.onnx"
 CARD_FILE = "MODEL_CARD.md"  # for people, where there is one
+CHECKPOINT_FILE = "model.json"  # what is no bundle, but can become one, has this
 INTENDED_USE = "Research use only. Not a medical device; not for diagnosis or treatment decisions."
 _LARGEST_MANIFEST = 4 * 2**20
 
@@ -139,6 +140,8 @@ def load_bundle(folder: Path) -> Bundle:
         with path.open("rb") as stream:
             data = stream.read(_LARGEST_MANIFEST + 1)
     except OSError as error:
+        if (folder / CHECKPOINT_FILE).exists():
+            raise BundleError(f"{folder}: is a checkpoint; make a bundle of it with ssn-export onnx") from error
         raise BundleError(f"{folder}: is not a model bundle ({MANIFEST_FILE}: {error.strerror})") from error
     try:
         manifest = json.loads(data)

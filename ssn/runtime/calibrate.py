@@ -56,11 +56,12 @@ def calibrate_on(
     Raises
     ------
     DataError
-        If there are fewer than `FEWEST` volumes, or any is not usable or there twice.
+        If there are fewer than `FEWEST` volumes, or any is not usable, there twice or one that was trained on.
     """
     if len(paths) < FEWEST:
         raise DataError(f"{len(paths)} healthy volumes are too few to calibrate on; give at least {FEWEST}, better 20")
     spec, present = bundle.spec, bundle.calibration
+    learned = bundle.manifest.get("training", {}).get("made_of", {}).get("volumes", ())
     healthy: list[HealthyVolume] = []
     seen: dict[str, Path] = {}
     files: list[str] = []
@@ -77,6 +78,8 @@ def calibrate_on(
             if voxels in seen:
                 raise VolumeError(f"{printable(path)}: is the same image as {printable(seen[voxels])}")
             seen[voxels] = path
+            if volume.sha256 in learned:
+                raise VolumeError(f"{printable(path)}: {printable(spec.name)} was trained on it; leave it out")
             files.append(volume.sha256)
             look = look_at(volume, spec.cut, present)
             for doubt in brain_doubts(volume, look):

@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ssn.core.atomic import atomic_together, write_text_atomic
-from ssn.core.bundle import CALIBRATION_FILE
+from ssn.core.bundle import CALIBRATION_FILE, CHECKPOINT_FILE, MANIFEST_FILE
 from ssn.core.errors import DataError
 from ssn.train.flow import ConditionalFlow
 from ssn.train.network import FeatureNetwork, LocationCodes, ModelConfig, build_flow
 from ssn.train.tensor_files import refuse_other_step, save_tensors
 
-WEIGHTS_FILE, RECORD_FILE, OPTIMISER_FILE = "model.safetensors", "model.json", "optimiser.safetensors"
+WEIGHTS_FILE, RECORD_FILE, OPTIMISER_FILE = "model.safetensors", CHECKPOINT_FILE, "optimiser.safetensors"
 _NOTHING = torch.empty(0)
 
 
@@ -97,6 +97,11 @@ def load_checkpoint(folder: Path) -> Detector:
                 {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
             )
     except OSError as error:
+        if (folder / MANIFEST_FILE).exists():
+            raise DataError(
+                f"{folder}: is a bundle, where a checkpoint of ssn-train fit is needed; a bundle is calibrated with "
+                "ssn-export calibrate"
+            ) from error
         reason = f"{error.filename}: {error.strerror}" if error.filename else error  # safetensors' own has no name
         raise DataError(f"{folder}: is not a checkpoint ({reason}). Make one with ssn-train fit.") from error
     except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:

@@ -217,6 +217,8 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    if path.is_dir():
+        raise SsnError(f"{path}: is a folder; give the file in it, encoder.safetensors of ssn-train finetune.")
     try:
         return load_file(path)
     except FileNotFoundError as error:

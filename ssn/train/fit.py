@@ -15,6 +15,7 @@ from ssn.core.outputs import check_folder
 from ssn.train.batches import Altered, Pool, epoch_batches
 from ssn.train.checkpoint import (
     OPTIMISER_FILE,
+    RECORD_FILE,
     Detector,
     build_detector,
     load_checkpoint,
@@ -142,6 +143,10 @@ def fit(
         )
     for place in (folder, cache):
         check_folder(place)
+    if resume and not (folder / RECORD_FILE).exists():
+        raise DataError(
+            f"{folder}: holds no checkpoint to go on from; start without --resume, features that are there are used"
+        )
     if resume:
         detector = load_checkpoint(folder)
         detector.flow.train()

@@ -228,11 +228,18 @@ def read_folder(path: Path) -> Dataset:
     files = volumes_in(folder)
     marked = volumes_in(path / "masks")
     masks = {stem(mask): mask for mask in marked}
-    images = [file for file in files if not _MASK_NAME.search(stem(file))]
+    inferred = {stem(file).removesuffix("_anomaly") for file in files if stem(file).endswith("_anomaly")}
+    written = {name + end for name in inferred for end in ("_anomaly", "_mask")}
+    images = [file for file in files if stem(file) not in written and not _MASK_NAME.search(stem(file))]
     if not images:
         raise wrong_layout(path, "folder", "holds no NIfTI volume")
-    problems = [f"{file}: looks like a mask among the images; move it to {path / 'masks'}" for file in files
-                if file not in images]  # fmt: skip
+    problems = [
+        f"{file}: is what ssn-infer writes; move its outputs out of the data set"
+        if stem(file) in written
+        else f"{file}: looks like a mask among the images; move it to {path / 'masks'}"
+        for file in files
+        if file not in images
+    ]
     known = {stem(image) for image in images}
     problems += [f"{mask}: is the mask of no image in {folder}" for name, mask in masks.items() if name not in known]
     problems += [

@@ -17,6 +17,7 @@ from ssn.cli import infer, train
 from ssn.cli.calibrate import volume_threshold
 from ssn.cli.export import app
 from ssn.core.bundle import CALIBRATION_FILE, ENCODER_FILE, FLOW_FILE, load_bundle
+from ssn.core.hashed_files import file_sha256
 from ssn.core.scoring import p_value
 from ssn.train.calibrate import load_calibration
 from ssn.train.checkpoint import save_checkpoint
@@ -55,6 +56,19 @@ def test_the_new_bundle_has_the_same_graphs_and_statistics_of_its_own(calibrated
     assert new.calibration.sigma == old.calibration.sigma
     assert new.calibration.threshold_rate == old.calibration.threshold_rate
     assert not np.allclose(new.calibration.mean, old.calibration.mean, atol=0.05)
+
+
+def test_a_volume_that_the_bundle_was_trained_on_is_named(tiny_bundle, scans, tmp_path):
+    source = shutil.copytree(tiny_bundle, tmp_path / "tiny")
+    manifest = json.loads((source / "bundle.json").read_text())
+    learned = {"made_of": {"volumes": [file_sha256(scans / "s3.nii.gz")]}}
+    (source / "bundle.json").write_text(json.dumps(manifest | {"training": learned}))
+    result = calibrate(source, scans, "-o", tmp_path / "ours")
+    assert result.exit_code == 1
+    first, last = result.stderr.strip().splitlines()
+    assert first == f"Error: {scans / 's3.nii.gz'}: {manifest['model']['name']} was trained on it; leave it out"
+    assert "1 of 5 volumes are not usable" in last
+    assert not (tmp_path / "ours").exists()
 
 
 def test_a_healthy_volume_that_lies_otherwise_than_the_others_is_named(tiny_bundle, scans, tmp_path):

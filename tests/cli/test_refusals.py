@@ -53,6 +53,23 @@ def test_a_file_is_no_checkpoint(healthy, file):
     one_line(run(train.app, "calibrate", file, healthy, "--device", "cpu"), f"{file}: is not a checkpoint")
 
 
+def test_a_bundle_is_no_checkpoint_and_a_checkpoint_no_bundle(healthy, checkpoint, tiny_bundle, tmp_path):
+    settings = ("--device", "cpu")
+    one_line(run(train.app, "calibrate", tiny_bundle, healthy, *settings), tiny_bundle, "ssn-export calibrate")
+    one_line(run(export.app, "inspect", checkpoint), checkpoint, "ssn-export onnx")
+
+
+def test_there_is_nothing_to_go_on_from_before_the_first_checkpoint(healthy, tmp_path):
+    (tmp_path / "features").mkdir()
+    settings = ("--encoder-weights", "none", "--device", "cpu")
+    one_line(run(train.app, "fit", healthy, "-o", tmp_path, "--resume", *settings), tmp_path, "without --resume")
+
+
+def test_the_folder_of_a_fine_tuning_is_not_its_encoder(healthy, tmp_path):
+    command = ("fit", healthy, "-o", tmp_path / "new", "--encoder-weights", tmp_path, "--device", "cpu")
+    one_line(run(train.app, *command), tmp_path, "encoder.safetensors")
+
+
 def test_an_accuracy_file_that_cannot_be_written_is_named_before_the_checkpoint_is_looked_for(file, tmp_path):
     for output, words in (
         (file, "--force"),

@@ -56,6 +56,20 @@ def test_a_folder_without_masks_is_healthy_and_with_masks_is_for_measuring(tmp_p
     assert {case.name for case in mixed.cases if case.lesion} == {"p0.nii.gz", "p1.nii.gz"}
 
 
+def test_what_ssn_infer_wrote_into_a_folder_is_neither_healthy_nor_a_mask_of_the_users(tmp_path):
+    folder = plain(tmp_path)
+    for name in ("h0_anomaly", "h0_mask", "h1_mask"):
+        volume(folder / f"{name}.nii.gz")
+    dataset = read_dataset(folder)
+    assert not any("_anomaly" in case.name or "_mask" in case.name for case in dataset.cases)
+    said = [problem.split(": ", 1)[1] for problem in dataset.problems]
+    assert said == [
+        "is what ssn-infer writes; move its outputs out of the data set",
+        "is what ssn-infer writes; move its outputs out of the data set",
+        f"looks like a mask among the images; move it to {folder / 'masks'}",
+    ]
+
+
 def test_a_table_says_everything_itself(tmp_path):
     path = table(tmp_path, "a.nii.gz,,train,", "b.nii.gz,m.nii.gz,test,stroke", columns="image,mask,split,lesion")
     first, second = read_dataset(path).cases
