@@ -18,6 +18,7 @@ _LARGEST_BLOCK = 16.0  # mm: larger ones turn without showing it
 _LEAST_ML = 500.0  # of blocks with brain: less is no whole head
 _ENOUGH = 1400  # blocks that are compared: more say the same
 _LEAST_GAIN = 1e-4  # of correlation, for another step
+_CLEAR_GAIN = 0.02  # of correlation, for more than a first step: heads tilted by 12 degrees gain 0.046 and more
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ def find_tilt(
 
     Returns
     -------
-    The rotation, to a few degrees, and the correlation when it is undone; None where blocks are too large, or too few,
-    to tell.
+    The rotation, to a few degrees, and the correlation when it is undone; none where a large one would hardly make
+    them more alike, because one person's anatomy does as much. None where blocks are too large, or too few, to tell.
     """
     places: NDArray[np.float64] = np.argwhere(np.isfinite(healthy)).astype(np.float64)
     solid = min(len(places), int(np.isfinite(own).sum())) * float(np.prod(edges)) / 1000
@@ -90,7 +91,7 @@ def find_tilt(
         return float(np.corrcoef(interpolate(turned.T + 1, grey), expected)[0, 1])
 
     at = (0.0, 0.0, 0.0)
-    best = likeness(at)
+    best = lying = likeness(at)
     for step in _STEPS:
         while True:
             near = [
@@ -101,4 +102,7 @@ def find_tilt(
             if value <= best + _LEAST_GAIN or max(map(abs, angles)) > _FARTHEST:
                 break
             at, best = angles, value
-    return Tilt(*at), best
+    found = Tilt(*at)
+    if found.degrees > _STEPS[0] and best - lying < _CLEAR_GAIN:
+        return Tilt(), lying
+    return found, best
