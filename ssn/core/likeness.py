@@ -6,7 +6,7 @@ A map shows none of them as what it is: all make it high where nothing is wrong.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ _LEAST = 0.2  # of a correlation: synthetic T1 of two atlases has 0.4 and more, 
 _CLEARLY = 0.02  # more like healthy brains than as it lies
 _NEARLY = 0.1  # less like them: may be a turned brain yet, when it is straight
 _TILTED = 11.5  # degrees: below, interpolation blurs more than straightening gains (docs/infer.md, Tilted heads)
+_TELL_TILT = 6  # volumes: the mean of fewer heads is still these heads
 _FEWEST = 100  # blocks that both have: less is no brain to compare
 
 
@@ -133,14 +134,18 @@ def mean_blocks(volumes: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
 def unlike_the_rest(
     volumes: Sequence[NDArray[np.float32]], edges: tuple[float, float, float], others: str
 ) -> list[list[str]]:
-    """Doubts about each volume of a set, compared with the mean of the rest; of fewer than three nothing is said."""
+    """Doubts about each volume of a set, compared with the mean of the rest; of fewer than three nothing is said.
+
+    Fewer than six volumes say nothing of a tilt.
+    """
     if len(volumes) < 3:
         return [[] for _ in volumes]
     total, count = _sums(volumes)
     found = []
     for own in volumes:
         rest = _mean(total - np.nan_to_num(own), count - np.isfinite(own), len(volumes) - 1)
-        found.append(compare(own, rest, edges).doubts(others))
+        likeness = compare(own, rest, edges)
+        found.append((likeness if len(volumes) >= _TELL_TILT else replace(likeness, tilt=None)).doubts(others))
     return found
 
 

@@ -68,7 +68,7 @@ def find_volumes(inputs: Sequence[Path]) -> list[Path]:
             and not _stem(path).endswith(_OWN_OUTPUTS)
         )
         if not found:
-            raise VolumeError(f"{printable(given)}: holds no .nii or .nii.gz file")
+            raise VolumeError(f"{printable(given)}: holds no .nii or .nii.gz file; folders in it are not searched")
         paths.extend(found)
     return paths
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ssn.core.geometry import GridConfig
-from ssn.core.likeness import block_edges, block_shape, compare, mean_blocks
+from ssn.core.likeness import block_edges, block_shape, compare, mean_blocks, unlike_the_rest
 from ssn.core.tilt import Tilt, find_tilt
 
 EDGES = block_edges(GridConfig(), 48)
@@ -43,6 +43,14 @@ def test_what_lies_as_healthy_ones_has_none():
     tilt, likeness = find_tilt(head(), head(), EDGES)
     assert (tilt, likeness) == (Tilt(), pytest.approx(1))
     assert str(tilt) == "none"
+
+
+def test_among_few_volumes_none_is_called_tilted():
+    heads = [head(Tilt(pitch=24)), *(head() for _ in range(5))]
+    doubts = unlike_the_rest(heads, EDGES, "the other volumes")
+    assert [len(found) for found in doubts] == [1, 0, 0, 0, 0, 0]
+    assert "tilted in its grid by 24 degrees against the other volumes" in doubts[0][0]
+    assert unlike_the_rest(heads[:5], EDGES, "the other volumes") == [[]] * 5
 
 
 def person(folds):
