@@ -112,7 +112,7 @@ def accuracy(
         given = (models, names, train, backbone, calibration_of(model).sigma)
         kept = Kept(cache, describe_methods(*given)) if cache else None
         with reporting() as tell:
-            results = compare(partial(all_methods, *given), splits, output, tell, processes, kept)
+            results = compare(partial(all_methods, *given), splits, output, tell, processes, kept, models)
         for name, result in results.items():
             print_table(name, result["summary"])
         for path in output_files(output).values():

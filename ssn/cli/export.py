@@ -40,6 +40,7 @@ def onnx(
     with user_errors():
         from ssn.benchmarks.results import OURS, read_accuracy
         from ssn.core.bundle import refuse_existing_bundle
+        from ssn.core.errors import ResultsError
         from ssn.core.volume import read_volume
         from ssn.export.onnx import export_bundle
         from ssn.runtime.backend import plan_batches
@@ -47,11 +48,17 @@ def onnx(
         from ssn.train.calibrate import load_calibration
         from ssn.train.checkpoint import load_checkpoint
         from ssn.train.features import SLICES_AT_ONCE, stack_for
+        from ssn.train.trained import model_digests
 
         detector = load_checkpoint(checkpoint)
         calibration = load_calibration(checkpoint)
         measured = read_accuracy(accuracy)
-        about = {"accuracy": measured[OURS]["summary"]} if measured else {}
+        about = {}
+        if measured:
+            of = measured[OURS].get("model")
+            if of and of != model_digests(checkpoint):
+                raise ResultsError(f"{accuracy}: is of another model, or {checkpoint} has changed; measure it anew")
+            about = {"accuracy": measured[OURS]["summary"]}
         refuse_existing_bundle(output, overwrite=force)
         real = []
         for path in check_on or [DEMO_VOLUME]:

@@ -11,7 +11,9 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from ssn.core.atomic import printable
-from ssn.core.bundle import MANIFEST_FILE, Bundle, load_bundle
+from ssn.core.bundle import CALIBRATION_FILE, MANIFEST_FILE, Bundle, load_bundle
+from ssn.core.engine_record import ENGINES_FOLDER
+from ssn.core.engine_record import RECORD_FILE as ENGINE_RECORD
 from ssn.core.errors import DataError, OutputError
 from ssn.core.hashed_files import file_sha256
 from ssn.core.outputs import check_folder
@@ -21,7 +23,7 @@ from ssn.runtime.choose import DeviceName, Request, open_backend
 from ssn.runtime.pipeline import infer_volume
 from ssn.train.calibrate import load_calibration
 from ssn.train.cases import Case
-from ssn.train.checkpoint import RECORD_FILE, load_checkpoint
+from ssn.train.checkpoint import RECORD_FILE, WEIGHTS_FILE, load_checkpoint
 from ssn.train.distributed import choose_device
 from ssn.train.evaluate import DetectorMethod, ScoredVolume
 
@@ -124,3 +126,11 @@ def refuse_trained(folder: Path, cases: Sequence[Case]) -> None:
                 f"{printable(case.image)}: is in split {case.split!r}, and {printable(folder)} was trained on it; "
                 "leave it out of this data set, or train again on its split 'train'"
             )
+
+
+def model_digests(folder: Path) -> list[str]:
+    """Tell a checkpoint or a bundle by digests of what decides what it computes; other files may lie beside it."""
+    if is_bundle(folder):  # its engines too: a GPU runs them, and a record has the hashes of their files
+        engines = sorted((folder / ENGINES_FOLDER).glob(f"*/{ENGINE_RECORD}"))
+        return [load_bundle(folder).digest, *map(file_sha256, engines)]
+    return [file_sha256(folder / name) for name in (WEIGHTS_FILE, RECORD_FILE, CALIBRATION_FILE)]

@@ -25,14 +25,16 @@ from ssn.benchmarks.accuracy.measured import (
 )
 from ssn.benchmarks.accuracy.methods import known_methods
 from ssn.cli import bench, train
+from ssn.core.bundle import CALIBRATION_FILE
 from ssn.core.errors import DataError, SsnError
 from ssn.core.metrics import voxel_auprc, voxel_auroc
 from ssn.core.volume import read_volume
 from ssn.train.calibrate import load_calibration
 from ssn.train.cases import Case
-from ssn.train.checkpoint import load_checkpoint
+from ssn.train.checkpoint import RECORD_FILE, WEIGHTS_FILE, load_checkpoint
 from ssn.train.evaluate import DetectorMethod, ScoredVolume, lesion_mask
 from ssn.train.references import healthy_blocks, intensity_method, reference_method, residual_method
+from ssn.train.trained import model_digests
 
 
 def quiet(what, step, steps):
@@ -174,11 +176,15 @@ def test_an_autoencoder_reconstructs_what_it_was_trained_on_and_not_the_lesion(c
     assert voxel_auroc(scored.score_map, lesion_mask(cases["test"][0], scored), scored.brain) > 0.7
 
 
-def test_table_and_pictures_lie_beside_the_json_and_no_temporary_file_is_left(cases, tmp_path):
+def test_table_and_pictures_lie_beside_the_json_and_no_temporary_file_is_left(cases, tmp_path, tmp_path_factory):
     healthy = healthy_blocks([case.image for case in cases["train"]])
     builds = {"bright voxels": lambda: BRIGHT, "z-score": lambda: reference_method("z-score", healthy, 4.0)}
     wanted = splits(cases, controls={"elsewhere": cases["control"]})
-    results = suite.compare(lambda tell: builds, wanted, tmp_path / "a.json", quiet)
+    model = tmp_path_factory.mktemp("model")
+    for name in (WEIGHTS_FILE, RECORD_FILE, CALIBRATION_FILE):
+        (model / name).write_text(name)
+    results = suite.compare(lambda tell: builds, wanted, tmp_path / "a.json", quiet, models={"z-score": model})
+    assert [row.get("model") for row in results.values()] == [None, model_digests(model)]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a-curves.png", "a-montage.png", "a.json", "a.md"]
     assert json.loads((tmp_path / "a.json").read_text()) == results
     table = (tmp_path / "a.md").read_text()

@@ -11,6 +11,7 @@ from trees import plain, table
 from ssn.cli import export, train
 from ssn.train.calibrate import save_calibration
 from ssn.train.checkpoint import save_checkpoint
+from ssn.train.trained import model_digests
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,13 @@ def test_there_is_nothing_to_go_on_from_before_the_first_checkpoint(healthy, tmp
     (tmp_path / "features").mkdir()
     settings = ("--encoder-weights", "none", "--device", "cpu")
     one_line(run(train.app, "fit", healthy, "-o", tmp_path, "--resume", *settings), tmp_path, "without --resume")
+
+
+def test_the_accuracy_of_another_model_is_not_recorded(checkpoint, tiny_bundle, tmp_path):
+    path = tmp_path / "accuracy.json"
+    for model, words in ((["another"], (path, "another model")), (model_digests(checkpoint), ("--force",))):
+        path.write_text(json.dumps({"ssn": {"summary": {}, "model": model}}))
+        one_line(run(export.app, "onnx", checkpoint, "-o", tiny_bundle, "--accuracy", path), *words)
 
 
 def test_the_folder_of_a_fine_tuning_is_not_its_encoder(healthy, tmp_path):

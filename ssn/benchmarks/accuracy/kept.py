@@ -23,16 +23,12 @@ from ssn.benchmarks.accuracy.peers import PeerBudget
 from ssn.benchmarks.accuracy.workers import Measured
 from ssn.benchmarks.measure import package_versions
 from ssn.core.atomic import atomic_path
-from ssn.core.bundle import CALIBRATION_FILE, load_bundle
-from ssn.core.engine_record import ENGINES_FOLDER
-from ssn.core.engine_record import RECORD_FILE as ENGINE_RECORD
 from ssn.core.errors import DataError
 from ssn.core.hashed_files import file_sha256
 from ssn.train.cases import case_contents
-from ssn.train.checkpoint import RECORD_FILE, WEIGHTS_FILE
 from ssn.train.distributed import choose_device
 from ssn.train.encoder import weights_identity
-from ssn.train.trained import is_bundle
+from ssn.train.trained import model_digests
 
 
 @dataclass(frozen=True)
@@ -109,7 +105,7 @@ def describe_methods(
 ) -> dict[str, Any]:
     """Say in plain values what decides the result of each method that `all_methods` makes of the same arguments."""
     where = {"version": __version__, "packages": package_versions(), "device": choose_device("auto").type}
-    trained = {name: where | {"model": _own_digests(folder)} for name, folder in models.items()}
+    trained = {name: where | {"model": model_digests(folder)} for name, folder in models.items()}
     learned = where | {"train": [file_sha256(path) for path in train], "sigma": sigma}
     known: dict[str, Any] = {name: learned | {"name": name} for name in names}
     for name in names:
@@ -127,11 +123,3 @@ def _volumes(splits: Splits) -> dict[str, Any]:
     named = {"calibration": splits.calibration, "validation": splits.validation, "test": splits.test}
     controls = {name: case_contents(cases) for name, cases in splits.controls.items()}
     return {name: case_contents(cases) for name, cases in named.items()} | {"controls": controls}
-
-
-def _own_digests(folder: Path) -> list[str]:
-    """Digests of what decides what a trained model computes; other files may lie beside it."""
-    if is_bundle(folder):  # its engines too: a GPU runs them, and a record has the hashes of their files
-        engines = sorted((folder / ENGINES_FOLDER).glob(f"*/{ENGINE_RECORD}"))
-        return [load_bundle(folder).digest, *map(file_sha256, engines)]
-    return [file_sha256(folder / name) for name in (WEIGHTS_FILE, RECORD_FILE, CALIBRATION_FILE)]

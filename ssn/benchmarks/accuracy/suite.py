@@ -19,6 +19,7 @@ from ssn.core.errors import OutputError
 from ssn.core.outputs import check_file
 from ssn.train.cases import Case
 from ssn.train.datasets import open_healthy, read_dataset
+from ssn.train.trained import model_digests
 
 
 def output_files(output: Path) -> dict[str, Path]:
@@ -69,7 +70,13 @@ def open_controls(paths: Sequence[Path], contrast: str | None = None) -> dict[st
 
 
 def compare(
-    make: Make, splits: Splits, output: Path, tell: Tell, processes: int = 1, kept: Kept | None = None
+    make: Make,
+    splits: Splits,
+    output: Path,
+    tell: Tell,
+    processes: int = 1,
+    kept: Kept | None = None,
+    models: Mapping[str, Path] | None = None,
 ) -> dict[str, Any]:
     """Measure the methods and write everything; existing files are replaced.
 
@@ -80,6 +87,7 @@ def compare(
     make : says how to make each method, in the order of the table
     processes : methods that are measured at once
     kept : methods that were measured before are taken from there, and the others added
+    models : folders of those methods that are trained models, which the JSON tells by their digests
 
     Returns
     -------
@@ -96,10 +104,14 @@ def compare(
     builds = make(tell)
     found: dict[str, Measured] = {}
     results: dict[str, Any] = {}
+    told = {name: {"model": model_digests(folder)} for name, folder in (models or {}).items()}
     for one in _each(make, builds, splits, places, tell, processes, kept):
         found[one.name] = one
         found = {name: found[name] for name in builds if name in found}
-        results = {name: own.accuracy.as_json() | {"seconds": dict(own.seconds)} for name, own in found.items()}
+        results = {
+            name: told.get(name, {}) | own.accuracy.as_json() | {"seconds": dict(own.seconds)}
+            for name, own in found.items()
+        }
         write_text_atomic(files["json"], json.dumps(results, indent=1) + "\n", overwrite=True)
     measured = {name: own.accuracy for name, own in found.items()}
     write_text_atomic(files["table"], markdown(results), overwrite=True)
