@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,12 @@ class Bundle:
         """The encoder's network, as timm calls it; None where the bundle does not say."""
         name: str | None = self.manifest.get("architecture", {}).get("encoder", {}).get("name")
         return name
+
+    @property
+    def trained_on(self) -> Sequence[str]:
+        """SHA-256 of each file that it was trained on; none where the bundle does not say."""
+        volumes: Sequence[str] = self.manifest.get("training", {}).get("made_of", {}).get("volumes", ())
+        return volumes
 
     def read(self, name: str) -> bytes:
         """Read a listed file and check it: the bytes returned are the bytes that were hashed.

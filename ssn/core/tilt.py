@@ -18,7 +18,7 @@ _LARGEST_BLOCK = 16.0  # mm: larger ones turn without showing it
 _LEAST_ML = 500.0  # of blocks with brain: less is no whole head
 _ENOUGH = 1400  # blocks that are compared: more say the same
 _LEAST_GAIN = 1e-4  # of correlation, for another step
-_CLEAR_GAIN = 0.02  # of correlation, for more than a first step: heads tilted by 12 degrees gain 0.046 and more
+_CLEAR_GAIN = 0.02  # of correlation, for more than a first step: less is one person's anatomy
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,6 @@ def calibrate_on(
     if len(paths) < FEWEST:
         raise DataError(f"{len(paths)} healthy volumes are too few to calibrate on; give at least {FEWEST}, better 20")
     spec, present = bundle.spec, bundle.calibration
-    learned = bundle.manifest.get("training", {}).get("made_of", {}).get("volumes", ())
     healthy: list[HealthyVolume] = []
     seen: dict[str, Path] = {}
     files: list[str] = []
@@ -78,7 +77,7 @@ def calibrate_on(
             if voxels in seen:
                 raise VolumeError(f"{printable(path)}: is the same image as {printable(seen[voxels])}")
             seen[voxels] = path
-            if volume.sha256 in learned:
+            if volume.sha256 in bundle.trained_on:
                 raise VolumeError(f"{printable(path)}: {printable(spec.name)} was trained on it; leave it out")
             files.append(volume.sha256)
             look = look_at(volume, spec.cut, present)

@@ -11,7 +11,7 @@ from ssn.core.atomic import printable
 from ssn.core.errors import OutputError, VolumeError
 
 _SUFFIXES = (".nii.gz", ".nii")
-_OWN_OUTPUTS = ("_anomaly", "_mask")
+OWN_OUTPUTS = ("_anomaly", "_mask")  # ends of the names of map and mask
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def find_volumes(inputs: Sequence[Path]) -> list[Path]:
             for path in given.iterdir()
             if path.name.lower().endswith(_SUFFIXES)
             and not path.name.startswith(".")
-            and not _stem(path).endswith(_OWN_OUTPUTS)
+            and not _stem(path).endswith(OWN_OUTPUTS)
         )
         if not found:
             raise VolumeError(f"{printable(given)}: holds no .nii or .nii.gz file; folders in it are not searched")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ssn.core.atomic import printable
 from ssn.core.errors import DataError
+from ssn.runtime.jobs import OWN_OUTPUTS
 from ssn.train.cases import RESERVED_KINDS, SPLITS, Case, Dataset, Layout, split_subjects
 
 COHORT_FILE = "cohort.csv"
@@ -228,8 +229,8 @@ def read_folder(path: Path) -> Dataset:
     files = volumes_in(folder)
     marked = volumes_in(path / "masks")
     masks = {stem(mask): mask for mask in marked}
-    inferred = {stem(file).removesuffix("_anomaly") for file in files if stem(file).endswith("_anomaly")}
-    written = {name + end for name in inferred for end in ("_anomaly", "_mask")}
+    inferred = {stem(file).removesuffix(OWN_OUTPUTS[0]) for file in files if stem(file).endswith(OWN_OUTPUTS[0])}
+    written = {name + end for name in inferred for end in OWN_OUTPUTS}
     images = [file for file in files if stem(file) not in written and not _MASK_NAME.search(stem(file))]
     if not images:
         raise wrong_layout(path, "folder", "holds no NIfTI volume")

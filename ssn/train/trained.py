@@ -116,10 +116,9 @@ def refuse_trained(folder: Path, cases: Sequence[Case]) -> None:
         If the contents of a case's file were trained on; it is named.
     """
     if is_bundle(folder):
-        record = load_bundle(folder).manifest.get("training", {})
+        learned = load_bundle(folder).trained_on
     else:
-        record = json.loads((folder / RECORD_FILE).read_text())
-    learned = record.get("made_of", {}).get("volumes", ())
+        learned = json.loads((folder / RECORD_FILE).read_text()).get("made_of", {}).get("volumes", ())
     for case in cases:
         if file_sha256(case.image) in learned:
             raise DataError(
