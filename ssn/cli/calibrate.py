@@ -11,7 +11,9 @@ from ssn.cli.console import progress_bar, user_errors
 from ssn.cli.options import BackendOption, BatchOption, DeviceOption, ThreadsOption
 
 if TYPE_CHECKING:
+    from ssn.core.bundle import Bundle
     from ssn.core.scoring import Calibration
+    from ssn.runtime.backend import Backend
 
 FEWEST_TO_TELL = 19  # healthy volumes from which on a p-value, 1 / (1 + 19) at least, can be 5 %
 
@@ -26,6 +28,13 @@ def calibrate(
         Path | None, typer.Option(help="Bundle to calibrate, which stays as it is; the packaged T1 model if not given.")
     ] = None,
     name: Annotated[str, typer.Option(help="Name of the model; the folder's name if not given.")] = "",
+    align: Annotated[
+        bool,
+        typer.Option(
+            "--align/--no-align",
+            help="Bring the volumes' features to mean and covariance of those that the model was trained on.",
+        ),
+    ] = True,
     backend: BackendOption = "auto",
     device: DeviceOption = "auto",
     batch: BatchOption = None,
@@ -34,13 +43,14 @@ def calibrate(
 ) -> None:
     """Calibrate a bundle on healthy volumes of your own scanner, without training and without torch.
 
-    Writes a bundle with the same graphs, and with mean and spread of the log-likelihood at each place, threshold and
-    healthy volume scores of your volumes.
+    Writes a bundle whose features are aligned with your volumes, and with mean and spread of the log-likelihood at each
+    place, threshold and healthy volume scores of theirs; all else of its graphs stays.
     """
     with user_errors():
         from ssn.core.bundle import load_bundle, refuse_existing_bundle
         from ssn.core.engines import find_engines, rebuild_command
-        from ssn.core.errors import SsnError
+        from ssn.core.errors import BackendError, SsnError
+        from ssn.runtime.align import can_align, measure_alignment
         from ssn.runtime.backend import DEFAULT_BATCH
         from ssn.runtime.calibrate import calibrate_on, write_calibrated
         from ssn.runtime.choose import Request, open_backend
@@ -50,26 +60,46 @@ def calibrate(
         opened = load_bundle(model or DEFAULT_BUNDLE)
         paths = find_volumes(healthy)
         refuse_existing_bundle(output, overwrite=force)
-        choice = open_backend(opened, Request(backend, device, threads, batch))
-        for warning in choice.warnings:
-            typer.echo(f"Warning: {warning}", err=True)
+        if align and backend == "tensorrt":
+            raise BackendError("engines hold the features as they are; give --no-align, or leave out --backend")
+        align = align and can_align(opened)
+        request = Request("onnxruntime" if align and backend == "auto" else backend, device, threads, batch)
 
         def refused(error: SsnError) -> None:
             typer.echo(f"Error: {error}", err=True)
 
-        with choice.backend as runner, progress_bar() as bar:
-            task = bar.add_task("healthy volumes", total=len(paths))
+        def open_runner(bundle: Bundle) -> Backend:
+            choice = open_backend(bundle, request)
+            for warning in choice.warnings:
+                typer.echo(f"Warning: {warning}", err=True)
+            return choice.backend
+
+        with progress_bar() as bar:
+            alignment = None
+            if align:
+                task = bar.add_task("features", total=len(paths))
+                alignment = measure_alignment(
+                    paths,
+                    opened,
+                    threads=threads,
+                    batch=batch or DEFAULT_BATCH,
+                    refused=refused,
+                    progress=lambda done: bar.update(task, completed=done),
+                )
+            run = bar.add_task("healthy volumes", total=len(paths))
             calibration, record = calibrate_on(
                 paths,
                 opened,
-                runner,
-                batch=batch or runner.max_slices or DEFAULT_BATCH,
+                open_runner,
+                alignment=alignment,
+                batch=batch,
                 refused=refused,
                 doubted=lambda line: typer.echo(f"Warning: {line}", err=True),
-                progress=lambda done: bar.update(task, completed=done),
+                progress=lambda done: bar.update(run, completed=done),
             )
         engines = find_engines(opened)
-        write_calibrated(output, opened, calibration, record, name=name or output.resolve().name, overwrite=force)
+        source = alignment.aligned() if alignment else opened
+        write_calibrated(output, source, calibration, record, name=name or output.resolve().name, overwrite=force)
         share = f"{calibration.threshold_rate:.2%} of healthy brain above it"
         typer.echo(
             f"{output}: map threshold {calibration.threshold:.2f} ({share}), "

@@ -13,7 +13,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,7 @@ class Bundle:
     ----------
     manifest : contents of bundle.json
     digest : SHA-256 of bundle.json, which holds the hashes of all else: it names the model exactly
+    changed : contents of graphs that stand for those in the folder
     """
 
     folder: Path
@@ -92,6 +93,7 @@ class Bundle:
     digest: str
     spec: ModelSpec
     calibration: Calibration
+    changed: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def encoder_name(self) -> str | None:
@@ -113,7 +115,12 @@ class Bundle:
         BundleError
             If the file is missing, or isn't the one that was exported.
         """
-        return _read_checked(self.folder, name, self.manifest["files"])
+        return self.changed[name] if name in self.changed else _read_checked(self.folder, name, self.manifest["files"])
+
+    def with_graphs(self, graphs: Mapping[str, bytes]) -> Bundle:
+        """Replace graphs in memory, for any backend; engines of the old ones are not of them."""
+        files = {**self.manifest["files"], **{name: file_entry(data) for name, data in graphs.items()}}
+        return replace(self, manifest={**self.manifest, "files": files}, changed={**self.changed, **graphs})
 
 
 def _again(path: Path) -> str:

@@ -18,7 +18,7 @@ from ssn.core.volume import Volume
 # Statistics of a place are shared with its neighbours: a Gaussian of this many cells (depth, row, column).
 NEIGHBOURHOOD = (1.0, 1.0, 1.0)
 PRIOR_WEIGHT = 3.0  # volumes' worth of the whole brain's statistics, for places that few volumes reach
-_FOLDS = 5
+FOLDS = 5  # each volume is compared with those of the other folds; volume i is in fold i modulo their number
 _HISTOGRAM = np.linspace(-20, 100, 24001)
 
 LogLikelihoods = Sequence[tuple[NDArray[np.int64], NDArray[np.float32]]]  # of each volume: places, values
@@ -125,7 +125,7 @@ def calibrate(
     everyone = [(healthy.places, healthy.log_likelihood) for healthy in kept]
     mean, deviation = statistics(everyone, shape)
     whole = Calibration(mean, deviation, 1.0, sigma, 0.0, rate, np.zeros(1, np.float32))
-    folds = min(_FOLDS, len(kept))
+    folds = min(FOLDS, len(kept))
     histogram = np.zeros(len(_HISTOGRAM) - 1)
     moments = np.zeros(3)
     scores = np.zeros(len(kept), np.float32)

@@ -1,4 +1,4 @@
-"""Whether an ONNX model keeps weights outside its own file, told without the onnx package.
+"""An ONNX model's weights: whether they lie outside its own file, and some of them changed; without the onnx package.
 
 A model is a protobuf message: fields of (number, wire type, value). Only the few fields on the way to a tensor
 are followed; onnx.proto gives their numbers.
@@ -6,7 +6,10 @@ are followed; onnx.proto gives their numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
 
 _MODEL_GRAPH, _MODEL_FUNCTIONS = 7, 25
 _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_SPARSE = 1, 5, 15
@@ -15,7 +18,9 @@ _NODE_ATTRIBUTE = 5
 _ATTRIBUTE_TENSOR, _ATTRIBUTE_GRAPH, _ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS = 5, 6, 10, 11
 _ATTRIBUTE_SPARSE, _ATTRIBUTE_SPARSES = 22, 23
 _SPARSE_VALUES, _SPARSE_INDICES = 1, 2
+_TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_RAW = 1, 2, 8, 9
 _TENSOR_EXTERNAL, _TENSOR_LOCATION = 13, 14
+_FLOAT = 1  # of a tensor's types
 
 # Message kind -> field number -> kind of the message in it.
 _INTO: dict[str, dict[int, str]] = {
@@ -94,3 +99,51 @@ def has_external_data(model: bytes) -> bool:
         except IndexError as error:
             raise ValueError("it ends in the middle of a number") from error
     return False
+
+
+def weights(model: bytes) -> dict[str, NDArray[np.float32]]:
+    """FP32 weights of an ONNX model's graph by their names, copied."""
+    return {name: values.copy() for name, values in _weights(memoryview(bytearray(model))).items()}
+
+
+def with_weights(model: bytes, changed: Mapping[str, NDArray[np.float32]]) -> bytes:
+    """Return the model with other values for some of `weights`, of the same shapes."""
+    data = bytearray(model)
+    held = _weights(memoryview(data))
+    for name, values in changed.items():
+        held[name][...] = values
+    return bytes(data)
+
+
+def _weights(model: memoryview) -> dict[str, NDArray[np.float32]]:
+    """FP32 weights of the graph, as views of the model."""
+    found = {}
+    for graph in _messages(model, _MODEL_GRAPH):
+        for tensor in _messages(graph, _GRAPH_INITIALIZER):
+            shape, kind, name, raw = [], None, "", None
+            for number, value in _fields(tensor):
+                if number == _TENSOR_DIMS:
+                    shape += [value] if isinstance(value, int) else _varints(value)
+                elif number == _TENSOR_TYPE:
+                    kind = value
+                elif number == _TENSOR_NAME and isinstance(value, memoryview):
+                    name = bytes(value).decode()
+                elif number == _TENSOR_RAW and isinstance(value, memoryview):
+                    raw = value
+            if kind == _FLOAT and raw is not None:
+                found[name] = np.frombuffer(raw, "<f4").reshape(shape)
+    return found
+
+
+def _messages(message: memoryview, wanted: int) -> Iterator[memoryview]:
+    for number, value in _fields(message):
+        if number == wanted and isinstance(value, memoryview):
+            yield value
+
+
+def _varints(packed: memoryview) -> list[int]:
+    values, at = [], 0
+    while at < len(packed):
+        value, at = _varint(packed, at)
+        values.append(value)
+    return values

@@ -14,7 +14,7 @@ from ssn.core.engines import find_engines
 from ssn.core.errors import DataError, SsnError
 from ssn.export.parity import TOLERANCES, Drift, Method, Sample, answers, excesses, measure, method_of
 from ssn.export.precision import read_model, rounded
-from ssn.export.variants import GRAPHS, Node, convert, with_graphs
+from ssn.export.variants import GRAPHS, Node, convert
 from ssn.runtime.backend import Backend
 from ssn.runtime.choose import Option, Request, open_option, options
 from ssn.runtime.machine import look
@@ -116,7 +116,7 @@ def _half_on_cpu(bundle: Bundle, kept: set[Node]) -> Backend:
     models = {name: read_model(bundle.read(name)) for name in GRAPHS}
     halves = convert(models, "fp16", kept)
     graphs = {name: rounded(model).SerializeToString() for name, model in halves.items()}
-    return OnnxRuntimeBackend(with_graphs(bundle, graphs))
+    return OnnxRuntimeBackend(bundle.with_graphs(graphs))
 
 
 def check_bundle(

@@ -61,26 +61,10 @@ class Variant:
     drift: Drift
 
 
-@dataclass(frozen=True)
-class VariantBundle(Bundle):
-    """A bundle whose graphs are replaced, so that any backend runs them."""
-
-    graphs: Mapping[str, bytes]
-
-    def read(self, name: str) -> bytes:
-        """One of the replaced graphs."""
-        return self.graphs[name]
-
-
-def with_graphs(bundle: Bundle, graphs: Mapping[str, bytes]) -> VariantBundle:
-    """Replace a bundle's graphs, in memory."""
-    return VariantBundle(bundle.folder, bundle.manifest, bundle.digest, bundle.spec, bundle.calibration, graphs)
-
-
-def in_half(bundle: Bundle, edges: Literal["fp16", "fp32"] = "fp32") -> VariantBundle:
+def in_half(bundle: Bundle, edges: Literal["fp16", "fp32"] = "fp32") -> Bundle:
     """Make a bundle compute in FP16; with edges in FP32, too, ONNX Runtime runs it as it is."""
     made = convert({name: read_model(bundle.read(name)) for name in GRAPHS}, "fp16", edges=edges)
-    return with_graphs(bundle, {name: model.SerializeToString() for name, model in made.items()})
+    return bundle.with_graphs({name: model.SerializeToString() for name, model in made.items()})
 
 
 def convert(
@@ -182,7 +166,7 @@ class _Trial:
         made = convert(self.models, self.precision, kept, self.healthy)
         graphs = {name: model.SerializeToString() for name, model in made.items()}
         on_cpu = {name: rounded(model).SerializeToString() for name, model in made.items()}
-        with OnnxRuntimeBackend(with_graphs(self.bundle, on_cpu)) as backend:
+        with OnnxRuntimeBackend(self.bundle.with_graphs(on_cpu)) as backend:
             given = answers(self.bundle, samples, method_of(self.bundle, backend))
         drift = measure(self.bundle, samples, reference, given)
         return Variant(self.precision, graphs, on_cpu, tuple(sorted(kept)), drift), given

@@ -1,9 +1,8 @@
-"""A bundle calibrated anew on a user's own healthy volumes: same graphs, other statistics; nothing is trained."""
+"""A bundle calibrated anew on a user's own healthy volumes: other statistics; nothing is trained."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,16 +12,15 @@ from ssn import __version__
 from ssn.core.atomic import printable
 from ssn.core.brain_doubts import brain_doubts
 from ssn.core.bundle import CARD_FILE, ENCODER_FILE, FLOW_FILE, Bundle, write_bundle
-from ssn.core.calibrate import HealthyVolume, calibrate
+from ssn.core.calibrate import FOLDS, HealthyVolume, calibrate
 from ssn.core.engine_record import ENGINES_FOLDER
-from ssn.core.errors import DataError, SsnError, VolumeError
+from ssn.core.errors import SsnError
 from ssn.core.likeness import block_edges, unlike_the_rest
-from ssn.core.look import look_at
 from ssn.core.scoring import Calibration
-from ssn.core.volume import Volume, read_volume
+from ssn.runtime.align import Alignment
 from ssn.runtime.backend import DEFAULT_BATCH, Backend, StageTimes, run_batches
+from ssn.runtime.healthy import read_healthy, refuse_few
 
-FEWEST = 5  # healthy volumes: each is compared with four others at least
 # What write_bundle writes anew, and what was measured with the calibration that is replaced.
 _NOT_CARRIED = ("schema", "model", "intended_use", "files", "accuracy", "calibration")
 # Of a bundle that is replaced: what engines had to prove was measured in z, and z is what changes.
@@ -32,9 +30,10 @@ _OUTDATED = (ENGINES_FOLDER, CARD_FILE)
 def calibrate_on(
     paths: Sequence[Path],
     bundle: Bundle,
-    backend: Backend,
+    opened: Callable[[Bundle], Backend],
     *,
-    batch: int = DEFAULT_BATCH,
+    alignment: Alignment | None = None,
+    batch: int | None = None,
     refused: Callable[[SsnError], None] = lambda error: None,
     doubted: Callable[[str], None] = lambda line: None,
     progress: Callable[[float], None] = lambda done: None,
@@ -43,7 +42,10 @@ def calibrate_on(
 
     Parameters
     ----------
-    batch : slices at once; it bounds memory and does not change the result
+    opened : opens a backend for a bundle
+    alignment : of the same volumes. Each is compared under an alignment that has not seen it, as those that will be
+        examined are; so there is a backend for each fold.
+    batch : slices at once; it bounds memory and does not change the result; None: the backend's own
     refused : gets the error of each volume that is not usable
     doubted : gets a line for each doubt about a volume's brain, and for each volume that looks unlike those that the
         bundle knows, or else unlike the others here
@@ -51,49 +53,32 @@ def calibrate_on(
 
     Returns
     -------
-    calibration, and its record for the manifest: number and hashes of the volumes, date, what was calibrated anew
+    calibration, and its record for the manifest: number and hashes of the volumes, date, what was calibrated anew and
+    whether its features were aligned before (`ssn.runtime.align`)
 
     Raises
     ------
     DataError
-        If there are fewer than `FEWEST` volumes, or any is not usable, there twice or one that was trained on.
+        If there are too few volumes, or any is not usable (`ssn.runtime.healthy`).
     """
-    if len(paths) < FEWEST:
-        raise DataError(f"{len(paths)} healthy volumes are too few to calibrate on; give at least {FEWEST}, better 20")
+    refuse_few(paths)
     spec, present = bundle.spec, bundle.calibration
-    healthy: list[HealthyVolume] = []
-    seen: dict[str, Path] = {}
-    files: list[str] = []
-    done = 0
+    found: dict[Path, tuple[HealthyVolume, str]] = {}
 
     def advance(share: float) -> None:
-        progress(done + share)
+        progress(len(found) + share)
 
-    for path, volume in zip(paths, _read_ahead(paths), strict=True):
-        try:
-            if isinstance(volume, SsnError):
-                raise volume
-            voxels = volume.contents()
-            if voxels in seen:
-                raise VolumeError(f"{printable(path)}: is the same image as {printable(seen[voxels])}")
-            seen[voxels] = path
-            if volume.sha256 in bundle.trained_on:
-                raise VolumeError(f"{printable(path)}: {printable(spec.name)} was trained on it; leave it out")
-            files.append(volume.sha256)
-            look = look_at(volume, spec.cut, present)
-            for doubt in brain_doubts(volume, look):
-                doubted(f"{printable(path)}: {doubt}")
-            found = run_batches(backend, look.stack, spec.occupancy, batch, StageTimes(), advance)
-            healthy.append(HealthyVolume.of(volume, look, *found))
-        except VolumeError as error:  # the others are looked at too, so that one run names all that are bad
-            refused(error)
-        done += 1
-        progress(done)
-    if len(healthy) < len(paths):
-        raise DataError(
-            f"{len(paths) - len(healthy)} of {len(paths)} volumes are not usable, so nothing is calibrated; "
-            "leave them out or mend them"
-        )
+    for source, part in _folds(paths, bundle, alignment):
+        with opened(source) as backend:
+            described = backend.describe()
+            slices = batch or backend.max_slices or DEFAULT_BATCH
+            for path, volume, look in read_healthy(part, bundle, refused):
+                for doubt in brain_doubts(volume, look):
+                    doubted(f"{printable(path)}: {doubt}")
+                answer = run_batches(backend, look.stack, spec.occupancy, slices, StageTimes(), advance)
+                found[path] = HealthyVolume.of(volume, look, *answer), volume.sha256
+                advance(0)
+    healthy = [found[path][0] for path in paths]
     for path, doubts in zip(paths, _doubts(healthy, bundle), strict=True):
         for doubt in doubts:
             doubted(f"{printable(path)}: {doubt}")
@@ -107,12 +92,25 @@ def calibrate_on(
     record = {
         "volumes": len(healthy),
         "date": datetime.now(UTC).date().isoformat(),
-        "backend": backend.describe(),
+        "backend": described,
         "version": __version__,
+        "aligned": alignment is not None,
         "of_bundle": {"name": spec.name, "sha256": bundle.digest},
-        "volume_sha256": files,
+        "volume_sha256": [found[path][1] for path in paths],
     }
     return calibration, record
+
+
+def _folds(
+    paths: Sequence[Path], bundle: Bundle, alignment: Alignment | None
+) -> Iterator[tuple[Bundle, Sequence[Path]]]:
+    """Yield which volumes go through which bundle: all of them through it, or each fold through one aligned without."""
+    if alignment is None:
+        yield bundle, paths
+        return
+    for fold in range(min(FOLDS, len(paths))):
+        part = slice(fold, None, FOLDS)
+        yield alignment.aligned(left_out=part), paths[part]
 
 
 def _doubts(healthy: Sequence[HealthyVolume], bundle: Bundle) -> list[list[str]]:
@@ -126,24 +124,6 @@ def _doubts(healthy: Sequence[HealthyVolume], bundle: Bundle) -> list[list[str]]
     return [likeness.doubts(others, straightened) if likeness else [] for likeness, straightened in looked]
 
 
-def _read_ahead(paths: Sequence[Path]) -> Iterator[Volume | SsnError]:
-    """Yield each volume while the next is being read; two are in memory at most."""
-
-    def read(path: Path) -> Volume | SsnError:
-        try:
-            return read_volume(path)
-        except SsnError as error:
-            return error
-
-    with ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(read, paths[0])
-        for index in range(len(paths)):
-            volume = coming.result()
-            if index + 1 < len(paths):
-                coming = reader.submit(read, paths[index + 1])
-            yield volume
-
-
 def write_calibrated(
     folder: Path,
     bundle: Bundle,
@@ -153,7 +133,7 @@ def write_calibrated(
     name: str,
     overwrite: bool = False,
 ) -> Bundle:
-    """Write a bundle with another one's graphs and a calibration of its own.
+    """Write a bundle with another one's graphs, aligned or not, and a calibration of its own.
 
     The accuracy on record is left out, because it was measured with the calibration that this one replaces; engines and
     model card of a bundle that is replaced go for the same reason.

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
+from ssn.core.alignment import RIDGE
 from ssn.core.atomic import printable
 from ssn.core.errors import DataError
 from ssn.core.hashed_files import file_sha256
@@ -179,7 +180,9 @@ class FeatureReader:
         return AlteredFeatures(VolumeFeatures(blob, blob_places), VolumeFeatures(halo, halo_places))
 
 
-def measure_whitening(volumes: Sequence[VolumeFeatures], components: int, ridge: float = 1e-3) -> tuple[Tensor, Tensor]:
+def measure_whitening(
+    volumes: Sequence[VolumeFeatures], components: int, ridge: float = RIDGE
+) -> tuple[Tensor, Tensor]:
     """Mean (C,) of all places' features, and the matrix (K, C) that whitens their K first principal components.
 
     The matrix is diag(variance + ridge)^-1/2 U^T of the covariance's eigenvectors U; `ridge`, a share of the

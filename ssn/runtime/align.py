@@ -1,0 +1,87 @@
+"""A bundle whose features are brought from other healthy volumes to those that it was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ssn.core.alignment import Moments, align_whitening, whitened_mean
+from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, Bundle
+from ssn.core.errors import SsnError
+from ssn.core.onnx_data import weights, with_weights
+from ssn.runtime.backend import DEFAULT_BATCH, check_features, plan_batches
+from ssn.runtime.healthy import read_healthy, refuse_few
+from ssn.runtime.machine import physical_cores
+from ssn.runtime.onnx_sessions import open_session, provider_chain, session_options
+
+_WEIGHT, _BIAS = "whitening.weight", "whitening.bias"  # as `ssn.export.graphs.FlowGraph` names them
+
+
+def can_align(bundle: Bundle) -> bool:
+    """Whether a bundle whitens its features, all of them; raises BundleError if its flow was modified."""
+    weight = weights(bundle.read(FLOW_FILE)).get(_WEIGHT)
+    return weight is not None and weight.shape[0] == weight.shape[1]
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """What is needed to align a bundle with healthy volumes: `moments` of each one's features."""
+
+    bundle: Bundle
+    moments: Sequence[Moments]
+
+    def aligned(self, left_out: slice = slice(0)) -> Bundle:
+        """Return the bundle with another whitening: that of the volumes' features, without some of them."""
+        without = set(range(len(self.moments))[left_out])
+        first, *rest = (one for index, one in enumerate(self.moments) if index not in without)
+        flow = self.bundle.read(FLOW_FILE)
+        held = weights(flow)
+        whitening = align_whitening(held[_WEIGHT], held[_BIAS], sum(rest, first))
+        return self.bundle.with_graphs(
+            {FLOW_FILE: with_weights(flow, dict(zip((_WEIGHT, _BIAS), whitening, strict=True)))}
+        )
+
+
+def measure_alignment(
+    paths: Sequence[Path],
+    bundle: Bundle,
+    *,
+    threads: int | None = None,
+    batch: int = DEFAULT_BATCH,
+    refused: Callable[[SsnError], None] = lambda error: None,
+    progress: Callable[[float], None] = lambda done: None,
+) -> Alignment:
+    """Measure healthy volumes' features with a bundle that `can_align`; on the CPU, whatever computes afterwards.
+
+    Parameters
+    ----------
+    threads : of the CPU; None: all cores
+    batch : slices at once; it bounds memory and does not change the result
+    refused : gets the error of each volume that is not usable
+    progress : gets how many volumes are done
+
+    Raises
+    ------
+    DataError
+        If there are too few volumes, or any is not usable (`ssn.runtime.healthy`).
+    """
+    refuse_few(paths)
+    held = weights(bundle.read(FLOW_FILE))
+    centre = whitened_mean(held[_WEIGHT], held[_BIAS])
+    options = session_options()
+    options.intra_op_num_threads = threads or physical_cores()
+    encoder = open_session(bundle, ENCODER_FILE, options, provider_chain("cpu", {}), "cpu")
+    measured: list[Moments] = []
+    for _, _, look in read_healthy(paths, bundle, refused):
+        parts = []
+        for part in plan_batches(look.stack, bundle.spec.occupancy, batch):
+            (found,) = encoder.run(["features"], {"slices": np.ascontiguousarray(part.slices)})
+            check_features(found.shape, part, bundle)
+            rows = found.transpose(0, 2, 3, 1).reshape(-1, found.shape[1])
+            parts.append(Moments.of(rows[part.places - part.first * bundle.spec.cells**2], centre))
+        measured.append(sum(parts[1:], parts[0]))
+        progress(len(measured))
+    return Alignment(bundle, measured)
