@@ -28,6 +28,9 @@ def calibrate(
         Path | None, typer.Option(help="Bundle to calibrate, which stays as it is; the packaged T1 model if not given.")
     ] = None,
     name: Annotated[str, typer.Option(help="Name of the model; the folder's name if not given.")] = "",
+    modality: Annotated[
+        str, typer.Option(help="Contrast of the volumes, if another than the model's: t2, for example.")
+    ] = "",
     align: Annotated[
         bool,
         typer.Option(
@@ -52,12 +55,14 @@ def calibrate(
         from ssn.core.errors import BackendError, SsnError
         from ssn.runtime.align import can_align, measure_alignment
         from ssn.runtime.backend import DEFAULT_BATCH
-        from ssn.runtime.calibrate import calibrate_on, write_calibrated
+        from ssn.runtime.calibrate import calibrate_on, of_contrast, write_calibrated
         from ssn.runtime.choose import Request, open_backend
         from ssn.runtime.jobs import find_volumes
         from ssn.runtime.packaged import DEFAULT_BUNDLE
 
         opened = load_bundle(model or DEFAULT_BUNDLE)
+        if modality:
+            opened = of_contrast(opened, modality)
         paths = find_volumes(healthy)
         refuse_existing_bundle(output, overwrite=force)
         if align and backend == "tensorrt":

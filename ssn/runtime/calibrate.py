@@ -27,6 +27,17 @@ _NOT_CARRIED = ("schema", "model", "intended_use", "files", "accuracy", "calibra
 _OUTDATED = (ENGINES_FOLDER, CARD_FILE)
 
 
+def of_contrast(bundle: Bundle, modality: str) -> Bundle:
+    """Return the bundle as one of a contrast: it does not know how healthy volumes of another look."""
+    if modality.lower() == bundle.spec.modality.lower():
+        return bundle
+    return replace(
+        bundle,
+        spec=replace(bundle.spec, modality=modality),
+        calibration=replace(bundle.calibration, grey=None),
+    )
+
+
 def calibrate_on(
     paths: Sequence[Path],
     bundle: Bundle,

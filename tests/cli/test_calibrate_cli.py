@@ -106,6 +106,14 @@ def test_volumes_that_the_bundle_would_not_know_are_named(calibrated, scans, tmp
     lines = result.stderr.strip().splitlines()
     assert len(lines) == 5
     assert all("do not lie as those of the healthy t1 volumes" in line for line in lines)
+    result = calibrate(calibrated[1].folder, reversed_contrast, "-o", tmp_path / "t2-model", "--modality", "t2")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert load_bundle(tmp_path / "t2-model").spec.modality == "t2"
+    result = run(
+        infer.app, reversed_contrast / "s0.nii.gz", "-o", tmp_path / "out", "--model", tmp_path / "t2-model", "--no-png"
+    )
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "out" / "s0.json").read_text())["input"]["doubts"] == []
 
 
 def test_enough_volumes_are_not_doubted(tiny_calibration):
