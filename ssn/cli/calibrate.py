@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ssn.core.bundle import Bundle
     from ssn.core.scoring import Calibration
     from ssn.runtime.backend import Backend
+    from ssn.runtime.onnxruntime import OnnxRuntimeBackend
 
 FEWEST_TO_TELL = 19  # healthy volumes from which on a p-value, 1 / (1 + 19) at least, can be 5 %
 
@@ -54,7 +55,6 @@ def calibrate(
         from ssn.core.engines import find_engines, rebuild_command
         from ssn.core.errors import BackendError, SsnError
         from ssn.runtime.align import can_align, measure_alignment
-        from ssn.runtime.backend import DEFAULT_BATCH
         from ssn.runtime.calibrate import calibrate_on, of_contrast, write_calibrated
         from ssn.runtime.choose import Request, open_backend
         from ssn.runtime.jobs import find_volumes
@@ -65,10 +65,12 @@ def calibrate(
             opened = of_contrast(opened, modality)
         paths = find_volumes(healthy)
         refuse_existing_bundle(output, overwrite=force)
-        if align and backend == "tensorrt":
-            raise BackendError("engines hold the features as they are; give --no-align, or leave out --backend")
-        align = align and can_align(opened)
-        request = Request("onnxruntime" if align and backend == "auto" else backend, device, threads, batch)
+        if align and not can_align(opened):
+            typer.echo("Warning: the model does not whiten all its features, so they are not aligned", err=True)
+            align = False
+        if align and backend in ("tensorrt", "openvino"):
+            raise BackendError("features are aligned with ONNX Runtime; leave out --backend, or give --no-align")
+        request = Request("onnxruntime" if align else backend, device, threads, batch)
 
         def refused(error: SsnError) -> None:
             typer.echo(f"Error: {error}", err=True)
@@ -83,14 +85,15 @@ def calibrate(
             alignment = None
             if align:
                 task = bar.add_task("features", total=len(paths))
-                alignment = measure_alignment(
-                    paths,
-                    opened,
-                    threads=threads,
-                    batch=batch or DEFAULT_BATCH,
-                    refused=refused,
-                    progress=lambda done: bar.update(task, completed=done),
-                )
+                with open_runner(opened) as runner:
+                    alignment = measure_alignment(
+                        paths,
+                        opened,
+                        cast("OnnxRuntimeBackend", runner),
+                        batch=batch,
+                        refused=refused,
+                        progress=lambda done: bar.update(task, completed=done),
+                    )
             run = bar.add_task("healthy volumes", total=len(paths))
             calibration, record = calibrate_on(
                 paths,

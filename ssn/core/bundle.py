@@ -84,7 +84,7 @@ class Bundle:
     Attributes
     ----------
     manifest : contents of bundle.json
-    digest : SHA-256 of bundle.json, which holds the hashes of all else: it names the model exactly
+    digest : SHA-256 of the folder's bundle.json, which holds the hashes of all else: it names that model exactly
     changed : contents of graphs that stand for those in the folder
     """
 

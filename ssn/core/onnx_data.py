@@ -102,7 +102,13 @@ def has_external_data(model: bytes) -> bool:
 
 
 def weights(model: bytes) -> dict[str, NDArray[np.float32]]:
-    """FP32 weights of an ONNX model's graph by their names, copied."""
+    """FP32 weights of an ONNX model's graph by their names, copied.
+
+    Raises
+    ------
+    ValueError
+        If the bytes are no protobuf message, or a tensor's are fewer than its shape says.
+    """
     return {name: values.copy() for name, values in _weights(memoryview(bytearray(model))).items()}
 
 

@@ -5,25 +5,43 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ssn.core.alignment import Moments, align_whitening, whitened_mean
-from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, Bundle
-from ssn.core.errors import SsnError
+from ssn.core.bundle import FLOW_FILE, Bundle
+from ssn.core.errors import BundleError, SsnError
 from ssn.core.onnx_data import weights, with_weights
-from ssn.runtime.backend import DEFAULT_BATCH, check_features, plan_batches
+from ssn.runtime.backend import DEFAULT_BATCH, plan_batches
 from ssn.runtime.healthy import read_healthy, refuse_few
-from ssn.runtime.machine import physical_cores
-from ssn.runtime.onnx_sessions import open_session, provider_chain, session_options
+
+if TYPE_CHECKING:
+    from ssn.runtime.onnxruntime import OnnxRuntimeBackend
 
 _WEIGHT, _BIAS = "whitening.weight", "whitening.bias"  # as `ssn.export.graphs.FlowGraph` names them
 
 
 def can_align(bundle: Bundle) -> bool:
-    """Whether a bundle whitens its features, all of them; raises BundleError if its flow was modified."""
-    weight = weights(bundle.read(FLOW_FILE)).get(_WEIGHT)
-    return weight is not None and weight.shape[0] == weight.shape[1]
+    """Whether a bundle whitens its features, all of them.
+
+    Raises
+    ------
+    BundleError
+        If its flow was modified, or no features could come out of its whitening.
+    """
+    flow = bundle.read(FLOW_FILE)
+    try:
+        held = weights(flow)
+        weight, bias = held.get(_WEIGHT), held.get(_BIAS)
+        if weight is None or bias is None or weight.shape != (len(bias), len(bias)):
+            return False
+        whitened_mean(weight, bias)
+    except (ValueError, TypeError, np.linalg.LinAlgError) as error:
+        raise BundleError(
+            f"{bundle.folder / FLOW_FILE}: its whitening is no such thing ({error}); get the bundle again"
+        ) from error
+    return True
 
 
 @dataclass(frozen=True)
@@ -48,18 +66,17 @@ class Alignment:
 def measure_alignment(
     paths: Sequence[Path],
     bundle: Bundle,
+    backend: OnnxRuntimeBackend,
     *,
-    threads: int | None = None,
-    batch: int = DEFAULT_BATCH,
+    batch: int | None = None,
     refused: Callable[[SsnError], None] = lambda error: None,
     progress: Callable[[float], None] = lambda done: None,
 ) -> Alignment:
-    """Measure healthy volumes' features with a bundle that `can_align`; on the CPU, whatever computes afterwards.
+    """Measure healthy volumes' features with a bundle that `can_align`.
 
     Parameters
     ----------
-    threads : of the CPU; None: all cores
-    batch : slices at once; it bounds memory and does not change the result
+    batch : slices at once; it bounds memory and does not change the result; None: the backend's own
     refused : gets the error of each volume that is not usable
     progress : gets how many volumes are done
 
@@ -71,16 +88,12 @@ def measure_alignment(
     refuse_few(paths)
     held = weights(bundle.read(FLOW_FILE))
     centre = whitened_mean(held[_WEIGHT], held[_BIAS])
-    options = session_options()
-    options.intra_op_num_threads = threads or physical_cores()
-    encoder = open_session(bundle, ENCODER_FILE, options, provider_chain("cpu", {}), "cpu")
+    slices = batch or backend.max_slices or DEFAULT_BATCH
     measured: list[Moments] = []
     for _, _, look in read_healthy(paths, bundle, refused):
         parts = []
-        for part in plan_batches(look.stack, bundle.spec.occupancy, batch):
-            (found,) = encoder.run(["features"], {"slices": np.ascontiguousarray(part.slices)})
-            check_features(found.shape, part, bundle)
-            rows = found.transpose(0, 2, 3, 1).reshape(-1, found.shape[1])
+        for part in plan_batches(look.stack, bundle.spec.occupancy, slices):
+            rows = backend.features(part).transpose(0, 2, 3, 1).reshape(-1, len(centre))
             parts.append(Moments.of(rows[part.places - part.first * bundle.spec.cells**2], centre))
         measured.append(sum(parts[1:], parts[0]))
         progress(len(measured))

@@ -23,7 +23,7 @@ from ssn.runtime.healthy import read_healthy, refuse_few
 
 # What write_bundle writes anew, and what was measured with the calibration that is replaced.
 _NOT_CARRIED = ("schema", "model", "intended_use", "files", "accuracy", "calibration")
-# Of a bundle that is replaced: what engines had to prove was measured in z, and z is what changes.
+# Of a bundle that is replaced: what engines had to prove was measured in z, and z changes, the flow's features too.
 _OUTDATED = (ENGINES_FOLDER, CARD_FILE)
 
 
@@ -54,8 +54,8 @@ def calibrate_on(
     Parameters
     ----------
     opened : opens a backend for a bundle
-    alignment : of the same volumes. Each is compared under an alignment that has not seen it, as those that will be
-        examined are; so there is a backend for each fold.
+    alignment : of the same volumes. Each goes through the flow under an alignment that has not seen it, as those that
+        will be examined do; so there is a backend for each fold.
     batch : slices at once; it bounds memory and does not change the result; None: the backend's own
     refused : gets the error of each volume that is not usable
     doubted : gets a line for each doubt about a volume's brain, and for each volume that looks unlike those that the
@@ -119,7 +119,7 @@ def _folds(
     if alignment is None:
         yield bundle, paths
         return
-    for fold in range(min(FOLDS, len(paths))):
+    for fold in range(FOLDS):
         part = slice(fold, None, FOLDS)
         yield alignment.aligned(left_out=part), paths[part]
 

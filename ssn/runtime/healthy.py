@@ -23,7 +23,7 @@ def refuse_few(paths: Sequence[Path]) -> None:
 
 
 def read_healthy(paths: Sequence[Path], bundle: Bundle, refused: Refused) -> Iterator[tuple[Path, Volume, Look]]:
-    """Yield each volume, and as the bundle looks at it, while the next is being read; two are in memory at most.
+    """Yield each volume, and as the bundle looks at it, while the next is being read; three are in memory at most.
 
     `refused` gets the error of each volume that is not usable; the others are looked at too, so that one run names all
     that are bad.

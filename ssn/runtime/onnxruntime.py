@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Self
 
@@ -103,15 +104,16 @@ class OnnxRuntimeBackend:
         split = partial(halves, each=spec.slices_a_window, cells=spec.cells**2)
         yield from run_side_by_side(self._compute, batches, split, times)
 
-    def _compute(self, batch: Batch, times: StageTimes) -> NDArray[np.float32]:
-        try:
-            return self._log_likelihood(batch, times)
-        except RUN_ERRORS as error:
-            reason = str(error).splitlines()[0]
-            raise BackendError(f"onnxruntime: did not run ({reason}); a lower --batch takes less memory") from error
+    def features(self, batch: Batch) -> NDArray[np.float32]:
+        """Features (W, C, G, G) of a batch's windows, before whitening."""
+        with _one_line():
+            return np.asarray(self._encode(batch).numpy(), np.float32)
 
-    def _log_likelihood(self, batch: Batch, times: StageTimes) -> NDArray[np.float32]:
-        start = time.perf_counter()
+    def _compute(self, batch: Batch, times: StageTimes) -> NDArray[np.float32]:
+        with _one_line():
+            return self._log_likelihood(batch, times)
+
+    def _encode(self, batch: Batch) -> ort.OrtValue:
         check_slices(self._takes, batch, self._bundle)
         encoder = self._encoder.io_binding()
         encoder.bind_cpu_input("slices", np.ascontiguousarray(batch.slices))
@@ -119,6 +121,11 @@ class OnnxRuntimeBackend:
         self._encoder.run_with_iobinding(encoder)
         (features,) = encoder.get_outputs()
         check_features(features.shape(), batch, self._bundle)
+        return features
+
+    def _log_likelihood(self, batch: Batch, times: StageTimes) -> NDArray[np.float32]:
+        start = time.perf_counter()
+        features = self._encode(batch)
         encoded = time.perf_counter()
         flow = self._flow.io_binding()
         flow.bind_ortvalue_input("features", features)
@@ -136,3 +143,12 @@ class OnnxRuntimeBackend:
 
     def __exit__(self, *error: object) -> None:
         del self._encoder, self._flow
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    try:
+        yield
+    except RUN_ERRORS as error:
+        reason = str(error).splitlines()[0]
+        raise BackendError(f"onnxruntime: did not run ({reason}); a lower --batch takes less memory") from error

@@ -16,19 +16,12 @@ from commands import run
 from ssn.cli import infer, train
 from ssn.cli.calibrate import volume_threshold
 from ssn.cli.export import app
-from ssn.core.alignment import RIDGE
 from ssn.core.bundle import CALIBRATION_FILE, ENCODER_FILE, FLOW_FILE, load_bundle
-from ssn.core.calibrate import FOLDS
 from ssn.core.hashed_files import file_sha256
 from ssn.core.onnx_data import weights
 from ssn.core.scoring import p_value
-from ssn.export.onnx import export_bundle
-from ssn.runtime.align import Alignment, measure_alignment
-from ssn.runtime.calibrate import calibrate_on
-from ssn.runtime.onnxruntime import OnnxRuntimeBackend
 from ssn.train.calibrate import load_calibration
-from ssn.train.checkpoint import Detector, save_checkpoint
-from ssn.train.network import FeatureNetwork
+from ssn.train.checkpoint import save_checkpoint
 
 
 def calibrate(bundle, *arguments):
@@ -145,35 +138,6 @@ def test_its_record_says_what_was_calibrated_when_and_on_how_much(calibrated, sc
     assert "accuracy" not in new.manifest, "it was measured with the old calibration"
 
 
-def test_the_features_of_its_volumes_come_out_whitened(calibrated, scans):
-    paths = sorted(scans.iterdir())
-    old, new = calibrated
-    held = weights(new.read(FLOW_FILE))
-    weight, bias = held["whitening.weight"], held["whitening.bias"]
-    first, *rest = measure_alignment(paths, old).moments
-    features = sum(rest, first)
-    np.testing.assert_allclose(weight @ features.mean + bias, 0, atol=1e-3)
-    ridge = RIDGE * np.diag(features.covariance).mean() * np.eye(len(bias))
-    np.testing.assert_allclose(weight @ (features.covariance + ridge) @ weight.T, np.eye(len(bias)), atol=1e-3)
-
-
-def test_a_volume_is_compared_under_an_alignment_that_has_not_seen_it(bundle, scans):
-    paths = sorted(scans.iterdir())
-    alignment = measure_alignment(paths, bundle)
-    opened = []
-
-    def open_runner(aligned):
-        opened.append(aligned.read(FLOW_FILE))
-        return OnnxRuntimeBackend(aligned, 1)
-
-    calibrate_on(paths, bundle, open_runner, alignment=alignment)
-    assert len(opened) == FOLDS == len(paths)
-    for left_out, flow in enumerate(opened):
-        others = [one for index, one in enumerate(alignment.moments) if index != left_out]
-        assert flow == Alignment(bundle, others).aligned().read(FLOW_FILE)
-    assert len({*opened, alignment.aligned().read(FLOW_FILE)}) == FOLDS + 1
-
-
 def test_without_alignment_it_calibrates_to_what_ssn_train_calibrates_to(
     tiny_detector, tiny_calibration, tiny_bundle, scans, tmp_path
 ):
@@ -202,23 +166,6 @@ def test_ssn_infer_takes_the_new_bundle_and_compares_with_the_new_volumes(calibr
     record = json.loads((tmp_path / "s0.json").read_text())
     assert record["volume"]["healthy_volumes"] == 5
     assert (record["bundle"]["name"], record["bundle"]["sha256"]) == ("ours", calibrated[1].digest)
-
-
-def test_engines_are_not_asked_to_compute_what_they_do_not_hold(tiny_bundle, scans, tmp_path):
-    result = run(app, "calibrate", "--model", tiny_bundle, scans, "-o", tmp_path / "new", "--backend", "tensorrt")
-    assert result.exit_code == 1
-    assert result.stderr.startswith("Error: engines hold the features as they are")
-    assert not (tmp_path / "new").exists()
-
-
-def test_features_that_are_not_whitened_stay_as_they_are(tiny_detector, tiny_calibration, scans, tmp_path):
-    network = FeatureNetwork(replace(tiny_detector.config, whiten=False), weights="none").eval()
-    plain = Detector(network.config, network, tiny_detector.flow, tiny_detector.codes, tiny_detector.record)
-    export_bundle(plain, tiny_calibration, tmp_path / "plain", name="plain", modality="t1")
-    assert calibrate(tmp_path / "plain", scans, "-o", tmp_path / "ours").exit_code == 0
-    ours = load_bundle(tmp_path / "ours")
-    assert ours.read(FLOW_FILE) == load_bundle(tmp_path / "plain").read(FLOW_FILE)
-    assert ours.manifest["calibration"]["aligned"] is False
 
 
 def test_too_few_volumes_are_refused_before_any_computing(tiny_bundle, scans, tmp_path):
