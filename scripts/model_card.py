@@ -110,7 +110,7 @@ def main() -> None:
         "## Known limits",
         "",
         "- Small white-matter lesions in T1 are hardly told from grey matter; FLAIR shows them, this model has not seen it.",
-        "- Healthy people differ by more than deformations of a template do: expect more false alarms on real scans.",
+        "- Healthy people differ by more than deformations of a template do, and no scanner is its synthetic one: on a real scan it marks hundreds of millilitres of healthy brain before it is calibrated (docs/infer.md, 'Real scans').",
         "- The input must be skull-stripped. Raw heads are refused where they can be told.",
         "",
     ]
