@@ -25,7 +25,7 @@ class FlowGraph(nn.Module):
 
     def __init__(self, detector: Detector) -> None:
         super().__init__()
-        self.whitening = _whitening(detector.network)
+        self.whitening = _whitening(detector.network)  # `ssn.runtime.align` finds it in the file by this name
         self.flow = FoldedFlow(detector.flow)
         self.register_buffer("plane", detector.codes.plane.clone())
         self.register_buffer("depth", detector.codes.depth.clone())
