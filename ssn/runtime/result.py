@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from ssn import __version__
 from ssn.core.bundle import INTENDED_USE, Bundle
 from ssn.core.likeness import Likeness
+from ssn.core.scoring import Calibration
 from ssn.core.volume import Volume
 from ssn.runtime.backend import Backend, StageTimes
 
 _SAME_LENGTH = 1.5  # voxels of 3 mm where 1 mm is known: twice as much of a healthy brain is above the threshold
+_MUCH = 0.15  # of a brain: a glioblastoma with its oedema takes less
 _FINE = 1.0  # mm; what is finer is averaged to about this before it is seen
 
 
@@ -85,6 +87,7 @@ def as_record(result: Result, bundle: Bundle, backend: Backend) -> dict[str, Any
                 *voxel_doubts(max(volume.zooms), bundle.calibration.voxel_mm),
                 *(likeness.doubts(healthy, result.straightened) if likeness else ()),
                 *result.brain_doubts,
+                *extent_doubts(result, bundle.calibration),
             ],
             "likeness": None if likeness is None or likeness.value is None else round(likeness.value, 4),
             "tilt_degrees": None if likeness is None or likeness.tilt is None else asdict(likeness.tilt),
@@ -127,6 +130,18 @@ def voxel_doubts(longest: float, healthy: float | None) -> list[str]:
     return [
         f"its voxels are {longest:.3g} mm long, those of the healthy volumes that it is compared with {healthy:.3g} "
         "mm; calibrate on healthy volumes like it (ssn-export calibrate), or do not trust threshold and p-value"
+    ]
+
+
+def extent_doubts(result: Result, calibration: Calibration) -> list[str]:
+    """Say where more of a brain is above the model's own threshold than a lesion takes."""
+    share = float(result.mask.sum()) / float(result.brain.sum())
+    if share < _MUCH or result.threshold < calibration.threshold:
+        return []
+    return [
+        f"{share:.0%} of its brain is above the threshold, of a healthy one {calibration.threshold_rate:.1%}: more "
+        "likely another scanner, protocol or skull stripping than a lesion; calibrate on healthy volumes like it "
+        "(ssn-export calibrate), or do not trust threshold and p-value"
     ]
 
 

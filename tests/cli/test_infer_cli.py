@@ -130,11 +130,12 @@ def test_doubts_about_a_volume_are_said_and_on_record(tmp_path, tiny_bundle):
     _with_header(scan, sform_code=((), 0), qform_code=((), 0))
     result = infer(scan, "-o", tmp_path / "out", "--model", tiny_bundle, "--no-png")
     assert result.exit_code == 0
-    header, contrast = result.stderr.strip().splitlines()
+    header, contrast, extent = result.stderr.strip().splitlines()
     assert header.startswith(f"Warning: {scan}: its header does not say how it lies")
     assert contrast == f"Warning: {scan}: its name says t2, and the model knows t1 only; give it t1 volumes"
     record = json.loads((tmp_path / "out" / "sub-01_T2w.json").read_text())
-    assert len(record["input"]["doubts"]) == 2
+    assert "of its brain is above the threshold" in extent
+    assert len(record["input"]["doubts"]) == 3
     assert record["bundle"]["modality"] == "t1"
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 from functools import partial
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -12,7 +13,7 @@ from commands import run
 
 from ssn.cli.infer import app
 from ssn.runtime.packaged import DEMO_VOLUME
-from ssn.runtime.result import voxel_doubts
+from ssn.runtime.result import extent_doubts, voxel_doubts
 
 infer = partial(run, app)
 
@@ -23,6 +24,16 @@ infer = partial(run, app)
 def test_voxels_unlike_those_calibrated_on_are_a_doubt(voxel_mm, known_mm, doubted):
     assert bool(voxel_doubts(voxel_mm, known_mm)) == doubted
     assert not voxel_doubts(voxel_mm, None), "where it was not recorded nothing can be said"
+
+
+@pytest.mark.parametrize(("share", "threshold", "doubted"), [(0.2, 2.5, True), (0.1, 2.5, False), (0.2, 2.4, False)])
+def test_more_of_a_brain_above_the_threshold_than_a_lesion_takes_is_a_doubt(
+    tiny_calibration, share, threshold, doubted
+):
+    brain = np.ones((10, 10, 10), bool)
+    mask = (np.arange(1000) < share * 1000).reshape(brain.shape).astype(np.uint8)
+    found = extent_doubts(SimpleNamespace(brain=brain, mask=mask, threshold=threshold), tiny_calibration)
+    assert [line[:45] for line in found] == ["20% of its brain is above the threshold, of a"] * doubted
 
 
 def test_what_lies_below_the_grid_gets_no_score_and_is_said(tmp_path, tiny_bundle):
