@@ -1,6 +1,6 @@
 """Make a cohort from one person's scan: deformed anew for every subject, some with a lesion drawn in.
 
-Usage: python scripts/person_cohort.py SCAN FOLDER     (a skull-stripped T1 volume; seven minutes on one core)
+Usage: python scripts/person_cohort.py SCAN FOLDER     (a skull-stripped T1 volume; three minutes on one core)
 
 Unlike those of `ssn-train synth`, its subjects keep what a scanner made of tissue: texture, contrast, sharpness, noise.
 They are one person all the same. 12 are healthy and to calibrate on, 30 to test on, of which every fifth is healthy.

@@ -18,7 +18,7 @@ from ssn.core.volume import Volume
 from ssn.runtime.backend import Backend, StageTimes
 
 _SAME_LENGTH = 1.5  # voxels of 3 mm where 1 mm is known: twice as much of a healthy brain is above the threshold
-_MUCH = 0.15  # of a brain: a glioblastoma with its oedema takes less
+_MUCH = 0.15  # of a brain: hardly a lesion takes so much
 _FINE = 1.0  # mm; what is finer is averaged to about this before it is seen
 
 
