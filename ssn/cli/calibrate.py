@@ -54,7 +54,7 @@ def calibrate(
         from ssn.core.bundle import load_bundle, refuse_existing_bundle
         from ssn.core.engines import find_engines, rebuild_command
         from ssn.core.errors import BackendError, SsnError
-        from ssn.runtime.align import can_align, measure_alignment
+        from ssn.runtime.align import measure_alignment, whitening
         from ssn.runtime.calibrate import calibrate_on, of_contrast, write_calibrated
         from ssn.runtime.choose import Request, open_backend
         from ssn.runtime.jobs import find_volumes
@@ -65,7 +65,7 @@ def calibrate(
             opened = of_contrast(opened, modality)
         paths = find_volumes(healthy)
         refuse_existing_bundle(output, overwrite=force)
-        if align and not can_align(opened):
+        if align and whitening(opened) is None:
             typer.echo("Warning: the model does not whiten all its features, so they are not aligned", err=True)
             align = False
         if align and backend in ("tensorrt", "openvino"):

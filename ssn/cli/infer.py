@@ -44,6 +44,14 @@ def infer(
     threshold: Annotated[
         float | None, typer.Option(help="Mask threshold, z; the model's own if not given.", callback=_deviations)
     ] = None,
+    align: Annotated[
+        bool,
+        typer.Option(
+            "--align",
+            help="Bring each volume's features, by their own mean and covariance, towards those that the model was "
+            "trained on: for another scanner, without healthy volumes to calibrate on.",
+        ),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace existing outputs.")] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Keep what an interrupted run finished in the same way, and do the rest.")
@@ -89,7 +97,7 @@ def infer(
         bundle = load_bundle(model or DEFAULT_BUNDLE)
         limit = None if memory_limit is None else memory_limit * MEGABYTE
         at_once = volumes_at_once(len(jobs), threads)
-        choice = open_backend(bundle, Request(backend, device, threads, batch, limit, at_once))
+        choice = open_backend(bundle, Request(backend, device, threads, batch, limit, at_once, align))
         for warning in choice.warnings:
             typer.echo(f"Warning: {warning}", err=True)
         if verbose:

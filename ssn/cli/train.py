@@ -23,6 +23,7 @@ from ssn.cli.options import (
     VersionOption,
     encoder_weights_named,
 )
+from ssn.cli.synth import synth
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -36,51 +37,10 @@ def main(
 
 app.command()(check_data)
 app.command()(finetune)
+app.command()(synth)
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")]
 Cache = Annotated[Path | None, typer.Option(help="Folder for cached features; beside the checkpoint if not given.")]
-
-
-@app.command()
-def synth(
-    output: Output,
-    train: Annotated[int, typer.Option(help="Healthy subjects to train on.", min=0)] = 160,
-    calibration: Annotated[int, typer.Option(help="Healthy subjects to calibrate on.", min=0)] = 40,
-    validation: Annotated[
-        int, typer.Option(help="Subjects to choose thresholds on, 4 in 5 with a lesion.", min=0)
-    ] = 40,
-    test: Annotated[int, typer.Option(help="Subjects to measure on, 4 in 5 with a lesion.", min=0)] = 60,
-    contrast: Annotated[Literal["t1", "t2", "flair"], typer.Option(help="Contrast.")] = "t1",
-    template: Annotated[
-        Literal["icbm152", "sri24"], typer.Option(help="Anatomy that subjects are made from.")
-    ] = "icbm152",
-    slice_mm: Annotated[int, typer.Option(help="Thickness of the axial slices, in mm.", min=1, max=10)] = 1,
-    tilt: Annotated[
-        int,
-        typer.Option(help="Degrees by which each head is turned in its grid, besides its own few.", min=0, max=45),
-    ] = 0,
-    seed: Annotated[
-        int,
-        typer.Option(
-            help="Another seed makes other people; with other sizes the same seed makes the same, in other splits.",
-            min=0,
-            max=2**31 - 1,
-        ),
-    ] = 1,
-    workers: Annotated[int, typer.Option(help="Processes.", min=1)] = 2,
-) -> None:
-    """Make a synthetic cohort: images, exact lesion masks, and cohort.csv."""
-    with user_errors():
-        from ssn.train.synthetic import plan_cohort, write_cohort
-
-        sizes = {"train": train, "calibration": calibration, "validation": validation, "test": test}
-        records = plan_cohort(sizes, contrast, template, seed, slice_mm, tilt)
-        with progress_bar() as bar:
-            task = bar.add_task("subjects", total=len(records))
-            table = write_cohort(
-                output, records, workers=workers, progress=lambda done: bar.update(task, completed=done)
-            )
-        typer.echo(f"{len(records)} subjects: {table}")
 
 
 @app.command()
@@ -251,6 +211,9 @@ def evaluate(
             "--own-threshold", help="Dice at the model's own threshold: validation's half of a folder tests as well."
         ),
     ] = False,
+    align: Annotated[
+        bool, typer.Option("--align", help="Align each volume's features by their own, as ssn-infer --align does.")
+    ] = False,
     device: DeviceOption = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace the JSON file.")] = False,
 ) -> None:
@@ -268,7 +231,7 @@ def evaluate(
         if own_threshold and validation:
             raise DataError("--own-threshold and --validation: the threshold comes from one of them; leave out one")
         check_file(output, overwrite=force)
-        method = open_trained(model, device)
+        method = open_trained(model, device, align=align)
         test = open_measured(data, layout, contrast) if own_threshold else open_split(data, "test", layout, contrast)
         # Another data set lies as it lies: a forced layout is the first one's.
         chosen_on = (

@@ -60,6 +60,36 @@ def whitened_mean(weight: NDArray[np.float32], bias: NDArray[np.float32]) -> Mat
     return np.asarray(np.linalg.solve(weight.astype(np.float64), -bias.astype(np.float64)))
 
 
+def align(
+    weight: NDArray[np.float32], bias: NDArray[np.float32], moments: Moments, share: float = 1.0
+) -> tuple[Matrix, Matrix]:
+    """Find the linear map that brings other features to those that a whitening was measured on.
+
+    Parameters
+    ----------
+    weight, bias : (C, C) and (C,), of the whitening `weight @ features + bias`
+    moments : of the other features
+    share : of the way between their moments that is gone, along the straight line between means and the geodesic
+        between covariances
+
+    Returns
+    -------
+    matrix, offset : (C, C) and (C,), of the map `matrix @ features + offset`
+    """
+    own = weight.astype(np.float64)
+    measured = np.asarray(np.linalg.inv(own.T @ own))  # the covariance, with the ridge that it was whitened with
+    covariance = moments.covariance
+    other = covariance + RIDGE * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
+    middle = whitened_mean(weight, bias)
+    mean = middle + share * (moments.mean - middle)
+    root = _power(measured, 0.5)
+    if share < 1:
+        whitened = _power(measured, -0.5)
+        other = root @ _power(whitened @ other @ whitened, share) @ root
+    matrix: Matrix = root @ _power(other, -0.5)
+    return matrix, middle - matrix @ mean
+
+
 def align_whitening(
     weight: NDArray[np.float32], bias: NDArray[np.float32], moments: Moments
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -75,11 +105,8 @@ def align_whitening(
     weight, bias : for the other features
     """
     own = weight.astype(np.float64)
-    measured = np.asarray(np.linalg.inv(own.T @ own))  # the covariance, with the ridge that it was whitened with
-    covariance = moments.covariance
-    other = covariance + RIDGE * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
-    aligned: Matrix = own @ _power(measured, 0.5) @ _power(other, -0.5)
-    return aligned.astype(np.float32), (-aligned @ moments.mean).astype(np.float32)
+    matrix, offset = align(weight, bias, moments)
+    return (own @ matrix).astype(np.float32), (own @ offset + bias).astype(np.float32)
 
 
 def _power(matrix: Matrix, exponent: float) -> Matrix:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ssn.core.alignment import Moments, align_whitening, whitened_mean
+from ssn.core.alignment import Matrix, Moments, align_whitening, whitened_mean
 from ssn.core.bundle import FLOW_FILE, Bundle
 from ssn.core.errors import BundleError, SsnError
 from ssn.core.onnx_data import weights, with_weights
-from ssn.runtime.backend import DEFAULT_BATCH, plan_batches
+from ssn.runtime.backend import DEFAULT_BATCH, Batch, plan_batches
 from ssn.runtime.healthy import read_healthy, refuse_few
 
 if TYPE_CHECKING:
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 _WEIGHT, _BIAS = "whitening.weight", "whitening.bias"  # as `ssn.export.graphs.FlowGraph` names them
 
 
-def can_align(bundle: Bundle) -> bool:
-    """Whether a bundle whitens its features, all of them.
+def whitening(bundle: Bundle) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+    """Weight (C, C) and bias (C,) of a bundle's whitening; None if it does not whiten its features, all of them.
 
     Raises
     ------
@@ -35,13 +36,24 @@ def can_align(bundle: Bundle) -> bool:
         held = weights(flow)
         weight, bias = held.get(_WEIGHT), held.get(_BIAS)
         if weight is None or bias is None or weight.shape != (len(bias), len(bias)):
-            return False
+            return None
         whitened_mean(weight, bias)
     except (ValueError, TypeError, np.linalg.LinAlgError) as error:
         raise BundleError(
             f"{bundle.folder / FLOW_FILE}: its whitening is no such thing ({error}); get the bundle again"
         ) from error
-    return True
+    return weight, bias
+
+
+def moments_of(
+    features: Iterable[NDArray[np.float32]], batches: Iterable[Batch], bundle: Bundle, centre: Matrix
+) -> Moments:
+    """Sum over a volume's features: (W, C, G, G) of each batch, of which only those at its places count."""
+    parts = []
+    for found, batch in zip(features, batches, strict=True):
+        rows = found.transpose(0, 2, 3, 1).reshape(-1, len(centre))
+        parts.append(Moments.of(rows[batch.places - batch.first * bundle.spec.cells**2], centre))
+    return sum(parts[1:], parts[0])
 
 
 @dataclass(frozen=True)
@@ -72,7 +84,7 @@ def measure_alignment(
     refused: Callable[[SsnError], None] = lambda error: None,
     progress: Callable[[float], None] = lambda done: None,
 ) -> Alignment:
-    """Measure healthy volumes' features with a bundle that `can_align`.
+    """Measure healthy volumes' features with a bundle that has a `whitening`.
 
     Parameters
     ----------
@@ -91,10 +103,7 @@ def measure_alignment(
     slices = batch or backend.max_slices or DEFAULT_BATCH
     measured: list[Moments] = []
     for _, _, look in read_healthy(paths, bundle, refused):
-        parts = []
-        for part in plan_batches(look.stack, bundle.spec.occupancy, slices):
-            rows = backend.features(part).transpose(0, 2, 3, 1).reshape(-1, len(centre))
-            parts.append(Moments.of(rows[part.places - part.first * bundle.spec.cells**2], centre))
-        measured.append(sum(parts[1:], parts[0]))
+        batches = list(plan_batches(look.stack, bundle.spec.occupancy, slices))
+        measured.append(moments_of(backend.features(batches), batches, bundle, centre))
         progress(len(measured))
     return Alignment(bundle, measured)

@@ -16,6 +16,7 @@ from ssn.core.slices import SliceStack
 
 # A batch is counted in slices of the grid, three a window, whether the encoder sees all three or one thick one.
 DEFAULT_BATCH = 6  # on a CPU: docs/performance.md has the measurement
+ALIGNED = "aligned_to_itself"  # what a backend that does so says of it in its description
 
 
 @dataclass(frozen=True)

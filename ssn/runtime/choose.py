@@ -35,6 +35,7 @@ class Request:
     batch : slices at once; None: the backend's own
     at_once : volumes that a CPU computes at the same time
     memory_limit : bytes on the GPU
+    align : each volume's features by their own (`ssn.runtime.self_aligned`); only ONNX Runtime gives features
     """
 
     backend: BackendName = "auto"
@@ -43,6 +44,7 @@ class Request:
     batch: int | None = None
     memory_limit: int | None = None
     at_once: int = 1
+    align: bool = False
 
 
 @dataclass(frozen=True)
@@ -157,11 +159,14 @@ def open_backend(bundle: Bundle, request: Request, machine: Machine | None = Non
     BundleError
         If a graph of the bundle was modified.
     """
+    if request.align and request.backend in ("tensorrt", "openvino"):
+        raise BackendError("features are aligned with ONNX Runtime; leave out --backend, or --align")
     machine = machine or look()
+    wanted: BackendName = "onnxruntime" if request.align else request.backend
     fitting = [
         option
         for option in options(bundle, machine)
-        if request.backend in ("auto", option.backend) and request.device in ("auto", option.device)
+        if wanted in ("auto", option.backend) and request.device in ("auto", option.device)
     ]
     if not fitting:
         raise BackendError(f"{request.backend} does not compute on {request.device}; leave out --device")
@@ -217,4 +222,9 @@ def open_option(bundle: Bundle, option: Option, request: Request) -> Backend:
     from ssn.runtime.onnxruntime import OnnxRuntimeBackend
 
     provider: Literal["cpu", "cuda"] = "cuda" if option.device == "cuda" else "cpu"
-    return OnnxRuntimeBackend(bundle, request.threads, provider, request.memory_limit, request.at_once)
+    opened = OnnxRuntimeBackend(bundle, request.threads, provider, request.memory_limit, request.at_once)
+    if not request.align:
+        return opened
+    from ssn.runtime.self_aligned import SelfAlignedBackend
+
+    return SelfAlignedBackend(bundle, opened)

@@ -96,7 +96,9 @@ def run_jobs(
         record, error = None, None
         try:
             if resume:
-                record = finished_record(job.path, bundle, folder, job.name, threshold=threshold, picture=picture)
+                record = finished_record(
+                    job.path, bundle, backend, folder, job.name, threshold=threshold, picture=picture
+                )
             if record is None:
                 result = infer_volume(job.path, bundle, gated, threshold=threshold, batch=batch, progress=progress)
                 if overwrite:  # from here on an older table or page is not of what lies beside it

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Self
@@ -104,10 +105,27 @@ class OnnxRuntimeBackend:
         split = partial(halves, each=spec.slices_a_window, cells=spec.cells**2)
         yield from run_side_by_side(self._compute, batches, split, times)
 
-    def features(self, batch: Batch) -> NDArray[np.float32]:
-        """Features (W, C, G, G) of a batch's windows, before whitening."""
-        with _one_line():
-            return np.asarray(self._encode(batch).numpy(), np.float32)
+    def features(self, batches: Iterable[Batch]) -> Iterator[NDArray[np.float32]]:
+        """Features (W, C, G, G) of each batch's windows, before whitening, in order; all are computed at once."""
+
+        def encode(batch: Batch) -> NDArray[np.float32]:
+            with _one_line():
+                return np.asarray(self._encode(batch).numpy(), np.float32)
+
+        with ThreadPoolExecutor(self._parts) as pool:
+            yield from pool.map(encode, batches)
+
+    def scores(
+        self, features: Iterable[NDArray[np.float32]], batches: Iterable[Batch]
+    ) -> Iterator[NDArray[np.float32]]:
+        """Log-likelihood per dimension (L,) of each batch's places from its features (W, C, G, G), in order."""
+
+        def flow(found: NDArray[np.float32], batch: Batch) -> NDArray[np.float32]:
+            with _one_line():
+                return self._flow_of(ort.OrtValue.ortvalue_from_numpy(found), batch)
+
+        with ThreadPoolExecutor(self._parts) as pool:
+            yield from pool.map(flow, features, batches)
 
     def _compute(self, batch: Batch, times: StageTimes) -> NDArray[np.float32]:
         with _one_line():
@@ -127,6 +145,12 @@ class OnnxRuntimeBackend:
         start = time.perf_counter()
         features = self._encode(batch)
         encoded = time.perf_counter()
+        values = self._flow_of(features, batch)
+        times.add("encoder", encoded - start)
+        times.add("flow", time.perf_counter() - encoded)
+        return values
+
+    def _flow_of(self, features: ort.OrtValue, batch: Batch) -> NDArray[np.float32]:
         flow = self._flow.io_binding()
         flow.bind_ortvalue_input("features", features)
         flow.bind_cpu_input("places", batch.places)
@@ -134,8 +158,6 @@ class OnnxRuntimeBackend:
         flow.bind_output("log_likelihood", "cpu")
         self._flow.run_with_iobinding(flow)
         (values,) = flow.copy_outputs_to_cpu()
-        times.add("encoder", encoded - start)
-        times.add("flow", time.perf_counter() - encoded)
         return np.asarray(values, np.float32)
 
     def __enter__(self) -> Self:

@@ -13,7 +13,7 @@ from ssn.core.bundle import Bundle
 from ssn.core.hashed_files import file_sha256
 from ssn.core.outputs import make_folder
 from ssn.core.volume import write_map
-from ssn.runtime.backend import Backend
+from ssn.runtime.backend import ALIGNED, Backend
 from ssn.runtime.own import refuse_foreign, remove_own
 from ssn.runtime.result import Result, as_record
 
@@ -26,9 +26,12 @@ def output_paths(folder: Path, name: str, *, picture: bool = True) -> list[Path]
 
 
 def finished_record(
-    path: Path, bundle: Bundle, folder: Path, name: str, *, threshold: float | None, picture: bool
+    path: Path, bundle: Bundle, backend: Backend, folder: Path, name: str, *, threshold: float | None, picture: bool
 ) -> dict[str, Any] | None:
-    """Return the record of a volume whose outputs are all there, of this very file, bundle, threshold and version."""
+    """Return the record of a volume whose outputs are all there, of this very file, bundle, threshold and version.
+
+    What computed it does not matter, but whether that aligned its features does.
+    """
     paths = output_paths(folder, name, picture=picture)
     if not all(output.is_file() for output in paths):
         return None
@@ -40,9 +43,11 @@ def finished_record(
             record["bundle"]["sha256"],
             record["map"]["threshold_z"],
             record["version"],
+            record["backend"].get(ALIGNED),
         )
-        wanted = (file_sha256(path), bundle.digest, round(level, 4), __version__)
-    except (OSError, ValueError, KeyError, TypeError):
+        aligned = backend.describe().get(ALIGNED)
+        wanted = (file_sha256(path), bundle.digest, round(level, 4), __version__, aligned)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return record if made_of == wanted else None
 

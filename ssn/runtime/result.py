@@ -15,7 +15,7 @@ from ssn.core.bundle import INTENDED_USE, Bundle
 from ssn.core.likeness import Likeness
 from ssn.core.scoring import Calibration
 from ssn.core.volume import Volume
-from ssn.runtime.backend import Backend, StageTimes
+from ssn.runtime.backend import ALIGNED, Backend, StageTimes
 
 _SAME_LENGTH = 1.5  # voxels of 3 mm where 1 mm is known: twice as much of a healthy brain is above the threshold
 _MUCH = 0.15  # of a brain: hardly a lesion takes so much
@@ -74,7 +74,7 @@ class Result:
 
 def as_record(result: Result, bundle: Bundle, backend: Backend) -> dict[str, Any]:
     """Everything but the arrays, for JSON. The input's folder is left out: folders can name patients."""
-    volume = result.volume
+    volume, described = result.volume, backend.describe()
     likeness, healthy = result.likeness, f"the healthy {bundle.spec.modality} volumes"
     return {
         "input": {
@@ -87,7 +87,7 @@ def as_record(result: Result, bundle: Bundle, backend: Backend) -> dict[str, Any
                 *voxel_doubts(max(volume.zooms), bundle.calibration.voxel_mm),
                 *(likeness.doubts(healthy, result.straightened) if likeness else ()),
                 *result.brain_doubts,
-                *extent_doubts(result, bundle.calibration),
+                *extent_doubts(result, bundle.calibration, aligned=ALIGNED in described),
             ],
             "likeness": None if likeness is None or likeness.value is None else round(likeness.value, 4),
             "tilt_degrees": None if likeness is None or likeness.tilt is None else asdict(likeness.tilt),
@@ -108,7 +108,7 @@ def as_record(result: Result, bundle: Bundle, backend: Backend) -> dict[str, Any
         },
         "slices": [None if np.isnan(z) else round(float(z), 4) for z in result.slice_scores],
         "times_ms": {stage: round(seconds * 1000, 1) for stage, seconds in result.times.seconds.items()},
-        "backend": backend.describe(),
+        "backend": described,
         "bundle": {"name": bundle.spec.name, "modality": bundle.spec.modality, "sha256": bundle.digest},
         "version": __version__,
         "intended_use": INTENDED_USE,
@@ -133,7 +133,7 @@ def voxel_doubts(longest: float, healthy: float | None) -> list[str]:
     ]
 
 
-def extent_doubts(result: Result, calibration: Calibration) -> list[str]:
+def extent_doubts(result: Result, calibration: Calibration, *, aligned: bool) -> list[str]:
     """Say where more of a brain is above the model's own threshold than a lesion takes."""
     share = float(result.mask.sum()) / float(result.brain.sum())
     if share < _MUCH or result.threshold < calibration.threshold:
@@ -141,7 +141,8 @@ def extent_doubts(result: Result, calibration: Calibration) -> list[str]:
     return [
         f"{share:.0%} of its brain is above the threshold, of a healthy one {calibration.threshold_rate:.1%}: more "
         "likely another scanner, protocol or skull stripping than a lesion; calibrate on healthy volumes like it "
-        "(ssn-export calibrate), or do not trust threshold and p-value"
+        f"(ssn-export calibrate), {'or' if aligned else 'or, if there are none, give --align and'} do not trust "
+        "threshold and p-value"
     ]
 
 

@@ -45,7 +45,7 @@ def make_subject(
     streams = np.random.SeedSequence(seed).spawn(6)
     shape_rng, tissue_rng, signal_rng, lesion_rng, scan_rng, tilt_rng = (np.random.default_rng(s) for s in streams)
     states = [int(s.generate_state(1)[0]) for s in streams]
-    turn = _turn(tilt_rng, tilt_degrees) if tilt_degrees else None
+    turn = draw_turn(tilt_rng, tilt_degrees) if tilt_degrees else None
     coordinates = draw_coordinates(template.t1.shape, shape_rng, states[0], turn)
     tissue_state = tissue_rng.bit_generator.state
     tissue = draw_tissue(template, coordinates, tissue_rng, states[1])
@@ -73,7 +73,7 @@ def make_subject(
     return Subject(image, mask, affine)
 
 
-def _turn(rng: np.random.Generator, degrees: int) -> NDArray[np.float64]:
+def draw_turn(rng: np.random.Generator, degrees: int) -> NDArray[np.float64]:
     """Draw a rotation (3, 3) by an angle."""
     axis = rng.normal(size=3)
     return Rotation.from_rotvec(axis / np.linalg.norm(axis) * degrees, degrees=True).as_matrix()

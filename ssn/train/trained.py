@@ -77,20 +77,24 @@ def calibration_of(folder: Path) -> Calibration:
     return load_calibration(folder)
 
 
-def open_trained(folder: Path, device: DeviceName = "auto") -> TrainedMethod:
+def open_trained(folder: Path, device: DeviceName = "auto", *, align: bool = False) -> TrainedMethod:
     """Open a checkpoint or a bundle; on a CPU it computes with torch's number of threads.
+
+    `align`: each volume's features by their own (`ssn.runtime.self_aligned`), which a bundle's runtime does.
 
     Raises
     ------
     DataError, BundleError
-        As `calibration_of`.
+        As `calibration_of`; if a checkpoint is to align.
     BackendError
         If the device cannot be had.
     """
     if is_bundle(folder):
         bundle = load_bundle(folder)
-        request = Request(device=device, threads=torch.get_num_threads())
+        request = Request(device=device, threads=torch.get_num_threads(), align=align)
         return BundleMethod(bundle, open_backend(bundle, request).backend)
+    if align:
+        raise DataError(f"{printable(folder)}: is no bundle, as --align takes it: ssn-export onnx makes one")
     detector = load_checkpoint(folder).to(choose_device(device))
     return DetectorMethod(detector, load_calibration(folder), _cache_in(folder))
 

@@ -32,8 +32,11 @@ def test_more_of_a_brain_above_the_threshold_than_a_lesion_takes_is_a_doubt(
 ):
     brain = np.ones((10, 10, 10), bool)
     mask = (np.arange(1000) < share * 1000).reshape(brain.shape).astype(np.uint8)
-    found = extent_doubts(SimpleNamespace(brain=brain, mask=mask, threshold=threshold), tiny_calibration)
-    assert [line[:45] for line in found] == ["20% of its brain is above the threshold, of a"] * doubted
+    result = SimpleNamespace(brain=brain, mask=mask, threshold=threshold)
+    for aligned in (False, True):
+        found = extent_doubts(result, tiny_calibration, aligned=aligned)
+        assert [line[:45] for line in found] == ["20% of its brain is above the threshold, of a"] * doubted
+        assert ["--align" in line for line in found] == [not aligned] * doubted, "what is done already is no advice"
 
 
 def test_what_lies_below_the_grid_gets_no_score_and_is_said(tmp_path, tiny_bundle):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ssn.core.alignment import RIDGE, Moments, align_whitening, whitened_mean
+from ssn.core.alignment import RIDGE, Moments, align, align_whitening, whitened_mean
 
 CHANNELS = 6
 
@@ -48,6 +48,22 @@ def test_features_that_a_scanner_has_turned_come_out_as_those_that_were_learned(
     after = other @ aligned.T + offset
     np.testing.assert_allclose(after.mean(0), 0, atol=1e-3)
     np.testing.assert_allclose(np.cov(after.T), np.eye(CHANNELS), atol=0.1, err_msg="less the ridge")
+
+
+def test_a_part_of_the_way_leaves_the_rest_of_the_difference(learned):
+    features, weight, bias = learned
+    whitened = features @ weight.T + bias  # of covariance 1, less the ridge
+    scales = np.array([0.25, 0.5, 1, 2, 4, 1]) ** 0.5
+    other = ((whitened * scales + 2) - bias) @ np.linalg.inv(weight).T.astype(np.float32)
+    moments = moments_of(other.astype(np.float32), whitened_mean(weight, bias))
+    for share in (0, 0.25, 0.5, 1):
+        matrix, offset = align(weight, bias, moments, share)
+        brought = (other @ matrix.T + offset) @ weight.T + bias
+        variances = np.sort(np.linalg.eigvalsh(np.cov(brought.T)))
+        np.testing.assert_allclose(variances, np.sort(scales**2) ** (1 - share), rtol=0.2, err_msg="less the ridge")
+        left = np.linalg.norm(brought.mean(0)) / np.linalg.norm((other @ weight.T + bias).mean(0))
+        assert (share == 1) == (left < 1e-3)
+        assert share or left == pytest.approx(1, abs=1e-3), "none of the way changes nothing"
 
 
 def test_a_direction_that_does_not_vary_is_not_blown_up(learned):

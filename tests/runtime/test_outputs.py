@@ -64,7 +64,7 @@ def test_of_two_that_write_the_same_volume_one_has_all_and_the_other_leaves_noth
     with pytest.raises(OutputError, match="exists already"):
         write_outputs(*found, out, "scan")
     assert {path.name for path in out.iterdir()} == {path.name for path in output_paths(out, "scan")}
-    assert finished_record(tmp_path / "scan.nii", found[1], out, "scan", threshold=None, picture=True) == others[0]
+    assert finished_record(tmp_path / "scan.nii", *found[1:], out, "scan", threshold=None, picture=True) == others[0]
 
 
 def test_outputs_of_another_process_are_not_removed_with_ours(found, tmp_path, monkeypatch):
@@ -89,7 +89,7 @@ def test_what_is_cut_off_while_it_replaces_is_not_taken_for_finished(found, tmp_
         take(temporary, path, **options)
         if path.name == "scan_mask.nii.gz":
             mask = np.asarray(nib.load(path).dataobj)
-            record = finished_record(tmp_path / "scan.nii", bundle, out, "scan", threshold=None, picture=False)
+            record = finished_record(tmp_path / "scan.nii", bundle, backend, out, "scan", threshold=None, picture=False)
             finished.append((int(mask.sum()), record))
 
     write_outputs(*found, out, "scan", picture=False)

@@ -1,0 +1,147 @@
+"""What `--align` does: each volume's features are aligned by their own."""
+
+import json
+from dataclasses import replace
+from functools import partial
+
+import nibabel as nib
+import numpy as np
+import pytest
+from brains import brain_file
+from commands import run
+
+from ssn.cli.infer import app
+from ssn.cli.train import app as train_app
+from ssn.core.alignment import align, whitened_mean
+from ssn.core.look import look_at
+from ssn.core.volume import read_volume
+from ssn.export.onnx import export_bundle
+from ssn.runtime.align import Alignment, moments_of, whitening
+from ssn.runtime.backend import DEFAULT_BATCH, StageTimes, plan_batches, run_batches
+from ssn.runtime.onnxruntime import OnnxRuntimeBackend
+from ssn.runtime.self_aligned import SHARE, SelfAlignedBackend
+from ssn.train.checkpoint import Detector
+from ssn.train.network import FeatureNetwork
+
+infer = partial(run, app)
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scans")
+    return [brain_file(folder / f"s{seed}.nii.gz", (5.0, 5.0, 5.0), seed=seed) for seed in range(3)]
+
+
+@pytest.fixture(scope="module")
+def stack(scans, bundle):
+    return look_at(read_volume(scans[0]), bundle.spec.cut, bundle.calibration).stack
+
+
+def values(backend, stack, bundle, slices=DEFAULT_BATCH):
+    return run_batches(backend, stack, bundle.spec.occupancy, slices, StageTimes())[1]
+
+
+def test_all_of_the_way_is_what_a_bundle_aligned_with_this_volume_says(stack, bundle):
+    with OnnxRuntimeBackend(bundle, 1) as backend:
+        batches = list(plan_batches(stack, bundle.spec.occupancy, DEFAULT_BATCH))
+        moments = moments_of(backend.features(batches), batches, bundle, whitened_mean(*whitening(bundle)))
+        found = values(SelfAlignedBackend(bundle, backend, 1.0), stack, bundle)
+    with OnnxRuntimeBackend(Alignment(bundle, [moments]).aligned(), 1) as backend:
+        expected = values(backend, stack, bundle)
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+
+
+def test_none_of_the_way_changes_nothing_and_half_of_it_something(stack, bundle):
+    with OnnxRuntimeBackend(bundle, 1) as backend:
+        plain = values(backend, stack, bundle)
+        np.testing.assert_allclose(values(SelfAlignedBackend(bundle, backend, 0.0), stack, bundle), plain, atol=2e-4)
+        assert np.abs(values(SelfAlignedBackend(bundle, backend), stack, bundle) - plain).max() > 0.1
+
+
+@pytest.mark.parametrize(("threads", "slices"), [(2, 6), (1, 3), (1, 96)])
+def test_neither_threads_nor_batches_change_the_answer(stack, bundle, threads, slices):
+    with OnnxRuntimeBackend(bundle, 1) as backend:
+        expected = values(SelfAlignedBackend(bundle, backend), stack, bundle)
+    with OnnxRuntimeBackend(bundle, threads) as backend:
+        found = values(SelfAlignedBackend(bundle, backend), stack, bundle, slices)
+    np.testing.assert_allclose(found, expected, atol=5e-4)
+
+
+def test_the_features_of_another_scanner_come_halfway_back(stack, bundle):
+    """Shifted and stretched features, as another scanner makes them, and what is left of that."""
+    weight, bias = whitening(bundle)
+    batches = list(plan_batches(stack, bundle.spec.occupancy, DEFAULT_BATCH))
+    with OnnxRuntimeBackend(bundle, 1) as backend:
+        features = list(backend.features(batches))
+    own = moments_of(features, batches, bundle, whitened_mean(weight, bias))
+    other = moments_of([3 * found + 1 for found in features], batches, bundle, whitened_mean(weight, bias))
+    brought = []
+    for moments in (own, other):
+        matrix, _ = align(weight, bias, moments, SHARE)
+        brought.append(np.trace(matrix @ moments.covariance @ matrix.T))
+    assert brought[1] / brought[0] == pytest.approx(9 ** (1 - SHARE), rel=0.05)
+
+
+def test_it_is_on_record_and_resumed_as_such_only(scans, tiny_bundle, tmp_path):
+    out = tmp_path / "out"
+    call = partial(infer, *scans, "-o", out, "--model", tiny_bundle, "--no-png", "--threads", 2)
+    assert (result := call()).exit_code == 0, result.stderr
+    plain = np.asarray(nib.load(out / "s0_anomaly.nii.gz").dataobj)
+    assert "aligned_to_itself" not in json.loads((out / "s0.json").read_text())["backend"]
+    assert call("--align", "--resume").exit_code == 0
+    aligned = np.asarray(nib.load(out / "s0_anomaly.nii.gz").dataobj)
+    record = json.loads((out / "s0.json").read_text())
+    assert record["backend"]["aligned_to_itself"] == SHARE
+    assert set(record["times_ms"]) >= {"encoder", "align", "flow"}
+    assert np.abs(aligned - plain).max() > 0.1
+    written = (out / "s0.json").stat().st_mtime_ns
+    assert call("--align", "--resume").exit_code == 0
+    assert (out / "s0.json").stat().st_mtime_ns == written, "kept"
+    alone = infer(scans[0], "-o", tmp_path / "alone", "--model", tiny_bundle, "--no-png", "--threads", 1, "--align")
+    assert alone.exit_code == 0
+    np.testing.assert_allclose(nib.load(tmp_path / "alone" / "s0_anomaly.nii.gz").dataobj, aligned, atol=5e-3)
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "openvino"])
+def test_what_does_not_give_features_is_refused(scans, tiny_bundle, tmp_path, backend):
+    result = infer(scans[0], "-o", tmp_path / "out", "--model", tiny_bundle, "--align", "--backend", backend)
+    assert result.exit_code == 1
+    assert result.stderr == "Error: features are aligned with ONNX Runtime; leave out --backend, or --align\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bundle_that_does_not_whiten_is_refused(tiny_detector, tiny_calibration, scans, tmp_path):
+    network = FeatureNetwork(replace(tiny_detector.config, whiten=False), weights="none").eval()
+    plain = Detector(network.config, network, tiny_detector.flow, tiny_detector.codes, tiny_detector.record)
+    export_bundle(plain, tiny_calibration, tmp_path / "plain", name="plain", modality="t1")
+    result = infer(scans[0], "-o", tmp_path / "out", "--model", tmp_path / "plain", "--align")
+    assert result.exit_code == 1
+    assert result.stderr.endswith(
+        "does not whiten all its features, so a volume's cannot be aligned; leave out --align\n"
+    )
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_evaluate_measures_the_maps_that_infer_writes(scans, tiny_bundle, tmp_path):
+    mask = nib.load(scans[0])
+    lesion = (np.asarray(mask.dataobj) > 800).astype(np.uint8)
+    assert lesion.any()
+    nib.save(nib.Nifti1Image(lesion, mask.affine), tmp_path / "mask.nii.gz")
+    table = tmp_path / "data.csv"
+    table.write_text(f"image,mask,split\n{scans[0]},mask.nii.gz,test\n{scans[1]},,test\n")
+    call = partial(run, train_app, "evaluate", tiny_bundle, table, "--own-threshold", "-o")
+    scores = {}
+    for name, options in (("plain", ()), ("aligned", ("--align",))):
+        assert (result := call(tmp_path / f"{name}.json", *options)).exit_code == 0, result.stderr
+        scores[name] = [row["score"] for row in json.loads((tmp_path / f"{name}.json").read_text())["volumes"]]
+    assert scores["plain"] != pytest.approx(scores["aligned"], abs=0.05)
+    assert infer(*scans[:2], "-o", tmp_path / "out", "--model", tiny_bundle, "--no-png", "--align").exit_code == 0
+    told = [json.loads((tmp_path / "out" / f"s{n}.json").read_text())["volume"]["score"] for n in (0, 1)]
+    assert scores["aligned"] == pytest.approx(told, abs=2e-3)
+
+
+def test_a_checkpoint_cannot_be_measured_so(tmp_path):
+    result = run(train_app, "evaluate", tmp_path, tmp_path, "--align", "-o", tmp_path / "a.json")
+    assert result.exit_code == 1
+    assert result.stderr.endswith("is no bundle, as --align takes it: ssn-export onnx makes one\n")
