@@ -57,11 +57,12 @@ class SelfAlignedBackend:
         start = time.perf_counter()
         moments = moments_of(features, held, self._bundle, whitened_mean(*self._whitening))
         matrix, offset = (part.astype(np.float32) for part in align(*self._whitening, moments, self._share))
+        for index, found in enumerate(features):  # one by one: a second copy of all is not needed
+            cells = found.reshape(*found.shape[:2], -1)
+            features[index] = (matrix @ cells + offset[:, None]).reshape(found.shape)
         times.add("align", time.perf_counter() - start)
         start = time.perf_counter()
-        aligned = (np.matmul(matrix, _cells(found)) + offset[:, None] for found in features)
-        brought = (each.reshape(found.shape) for each, found in zip(aligned, features, strict=True))
-        values = list(self._backend.scores(brought, held))
+        values = list(self._backend.scores(features, held))
         times.add("flow", time.perf_counter() - start)
         yield from values
 
@@ -71,8 +72,3 @@ class SelfAlignedBackend:
 
     def __exit__(self, *error: object) -> None:
         self._backend.__exit__(*error)
-
-
-def _cells(features: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(W, C, G, G) as (W, C, G * G)."""
-    return features.reshape(*features.shape[:2], -1)
