@@ -39,13 +39,14 @@ def synth(
 ) -> None:
     """Make a synthetic cohort: images, exact lesion masks, and cohort.csv."""
     with user_errors():
+        from ssn.core.atomic import printable
         from ssn.train.layouts import stem
         from ssn.train.synthetic import plan_cohort, write_cohort
         from ssn.train.templates import TEMPLATES
 
         sizes = {"train": train, "calibration": calibration, "validation": validation, "test": test}
         scan = None if template in TEMPLATES else Path(template)
-        records = plan_cohort(sizes, contrast, stem(scan) if scan else template, seed, slice_mm, tilt)
+        records = plan_cohort(sizes, contrast, printable(stem(scan)) if scan else template, seed, slice_mm, tilt)
         with progress_bar() as bar:
             task = bar.add_task("subjects", total=len(records))
             table = write_cohort(

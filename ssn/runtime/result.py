@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from ssn import __version__
 from ssn.core.bundle import INTENDED_USE, Bundle
 from ssn.core.likeness import Likeness
-from ssn.core.scoring import Calibration
 from ssn.core.volume import Volume
+from ssn.runtime.align import whitening
 from ssn.runtime.backend import ALIGNED, Backend, StageTimes
 
 _SAME_LENGTH = 1.5  # voxels of 3 mm where 1 mm is known: twice as much of a healthy brain is above the threshold
@@ -87,7 +87,7 @@ def as_record(result: Result, bundle: Bundle, backend: Backend) -> dict[str, Any
                 *voxel_doubts(max(volume.zooms), bundle.calibration.voxel_mm),
                 *(likeness.doubts(healthy, result.straightened) if likeness else ()),
                 *result.brain_doubts,
-                *extent_doubts(result, bundle.calibration, aligned=ALIGNED in described),
+                *extent_doubts(result, bundle, aligned=ALIGNED in described),
             ],
             "likeness": None if likeness is None or likeness.value is None else round(likeness.value, 4),
             "tilt_degrees": None if likeness is None or likeness.tilt is None else asdict(likeness.tilt),
@@ -133,16 +133,16 @@ def voxel_doubts(longest: float, healthy: float | None) -> list[str]:
     ]
 
 
-def extent_doubts(result: Result, calibration: Calibration, *, aligned: bool) -> list[str]:
-    """Say where more of a brain is above the model's own threshold than a lesion takes."""
-    share = float(result.mask.sum()) / float(result.brain.sum())
+def extent_doubts(result: Result, bundle: Bundle, *, aligned: bool) -> list[str]:
+    """Say where more of a brain is above the model's own threshold than a lesion takes, and what may help."""
+    share, calibration = float(result.mask.sum()) / float(result.brain.sum()), bundle.calibration
     if share < _MUCH or result.threshold < calibration.threshold:
         return []
+    remedy = "or" if aligned or whitening(bundle) is None else "or, if there are none, give --align and"
     return [
         f"{share:.0%} of its brain is above the threshold, of a healthy one {calibration.threshold_rate:.1%}: more "
         "likely another scanner, protocol or skull stripping than a lesion; calibrate on healthy volumes like it "
-        f"(ssn-export calibrate), {'or' if aligned else 'or, if there are none, give --align and'} do not trust "
-        "threshold and p-value"
+        f"(ssn-export calibrate), {remedy} do not trust threshold and p-value"
     ]
 
 

@@ -46,6 +46,7 @@ class Person:
     fractions : (3, X, Y, Z) of cerebrospinal fluid, grey and white matter
     field : (X, Y, Z), of the receiver: white matter here, relative to all white matter
     affine : (4, 4), voxel indices to world millimetres
+    contents : digest of the scan's voxels
     """
 
     image: NDArray[np.float32]
@@ -54,6 +55,7 @@ class Person:
     fractions: NDArray[np.float32]
     field: NDArray[np.float32]
     affine: NDArray[np.float64]
+    contents: str
 
     @classmethod
     def read(cls, path: Path) -> Person:
@@ -70,6 +72,10 @@ class Person:
         data, brain, affine = _at_one_millimetre(volume, find_brain(volume))
         parts, _ = ndimage.label(brain)
         brain = parts == np.bincount(parts[brain]).argmax()
+        # Room for larger subjects, also where a scan was cropped to its brain; not where it ends inside.
+        room = [tuple(0 if brain.take(end, axis).any() else MARGIN for end in (0, -1)) for axis in range(3)]
+        data, brain = np.pad(data, room, mode="edge"), np.pad(brain, room)
+        affine[:3, 3] -= affine[:3, :3] @ [before for before, _ in room]
         box = brain_box(brain, MARGIN)
         affine[:3, 3] += affine[:3, :3] @ [side.start for side in box]
         data, brain = data[box].clip(1e-3), brain[box]
@@ -80,7 +86,8 @@ class Person:
         field = ndimage.gaussian_filter(data * solid, _FIELD_MM)
         field /= (ndimage.gaussian_filter(solid, _FIELD_MM) + np.float32(1e-6)) * np.float32(white)
         means = (0.0, fluid, grey, white, white + 2 * (white - grey))
-        return cls(ndimage.spline_filter(data, 3, np.float32), brain, means, fractions, field, affine)
+        coefficients = ndimage.spline_filter(data, 3, np.float32)
+        return cls(coefficients, brain, means, fractions, field, affine, volume.contents())
 
     def subject(self, seed: int, *, lesion: LesionKind | None = None, tilt_degrees: int = 0) -> Subject:
         """Make one subject. The same seed with another `lesion` (or none) is the same brain and acquisition."""
@@ -119,11 +126,12 @@ class Person:
 def _at_one_millimetre(
     volume: Volume, brain: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.float64]]:
-    """Grey values continued beyond the brain, brain and affine on a grid of about 1 mm, in canonical axis order."""
+    """Grey values from 0 to about 1, continued beyond the brain, brain and affine on a grid of about 1 mm, in RAS."""
     import nibabel as nib
 
-    low = np.float32(background(volume.data)[0])
-    data = np.asarray(np.abs(volume.data - low))
+    inside = volume.data[brain]
+    low = min(background(volume.data)[0], float(np.quantile(inside, 0.001)))  # z-scores lie on both sides of it
+    data = (volume.data - np.float32(low)) / np.float32(np.quantile(inside, 0.9) - low)
     data = data[tuple(ndimage.distance_transform_edt(~brain, return_distances=False, return_indices=True))]
     to_canonical = nib.orientations.inv_ornt_aff(volume.orientation, volume.header.get_data_shape()[:3])
     affine = np.asarray(volume.affine @ to_canonical, np.float64)

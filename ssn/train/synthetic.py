@@ -19,8 +19,6 @@ from numpy.typing import NDArray
 from ssn.core.atomic import atomic_path, printable
 from ssn.core.errors import DataError, OutputError
 from ssn.core.outputs import make_folder
-from ssn.core.pose import find_brain
-from ssn.core.volume import read_volume
 from ssn.train.anatomy import Contrast
 from ssn.train.cases import HEALTHY_SPLITS
 from ssn.train.layouts import COHORT_FILE
@@ -40,7 +38,7 @@ class SubjectRecord:
     Attributes
     ----------
     image, mask : relative to the cohort's folder; no mask, "", of a healthy subject
-    template : or the name of the scan that it was made from
+    template : or name and digest of the scan that it was made from
     slice_mm : thickness of the axial slices, in whole mm
     tilt_degrees : rotation of the head in its grid, about an axis of its own, besides that which every subject has
     """
@@ -129,7 +127,8 @@ def _make_and_write(record: SubjectRecord, folder: Path, scan: Path | None) -> S
     _write(path, np.rint(subject.image.clip(0, 2) * 2000).astype(np.int16), subject.affine)
     if record.mask:
         _write(folder / record.mask, subject.mask.astype(np.uint8), subject.affine)
-    return replace(record, volume_ml=round(float(subject.mask.sum()) * record.slice_mm / 1000, 3))
+    voxel_ml = abs(float(np.linalg.det(subject.affine[:3, :3]))) / 1000
+    return replace(record, volume_ml=round(float(subject.mask.sum()) * voxel_ml, 3))
 
 
 def write_cohort(
@@ -159,11 +158,12 @@ def write_cohort(
     """
     table = folder / COHORT_FILE
     there = read_cohort(table) if table.exists() else []
-    _refuse_others(table, there, records)
     if scan:
-        find_brain(read_volume(scan))
+        told = _person(scan).contents[:12]  # by its name alone, one brain.nii.gz would be taken for another
+        records = [replace(record, template=f"{record.template}@{told}") for record in records]
         if other := next((record.contrast for record in records if record.contrast != "t1"), None):
             raise DataError(f"{printable(scan)}: is taken to be T1-weighted, not {other}; leave out --contrast")
+    _refuse_others(table, there, records)
     make_folder(folder)
     known = {record.seed: record for record in there}
     done = []
@@ -206,7 +206,7 @@ def _refuse_others(table: Path, there: list[SubjectRecord], records: list[Subjec
 
 def _write_table(path: Path, records: list[SubjectRecord]) -> None:
     names = [field.name for field in fields(SubjectRecord)]
-    with atomic_path(path, overwrite=True) as temporary, temporary.open("w", newline="") as stream:
+    with atomic_path(path, overwrite=True) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, names)
         writer.writeheader()
         writer.writerows(asdict(record) for record in records)

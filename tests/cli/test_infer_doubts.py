@@ -27,14 +27,12 @@ def test_voxels_unlike_those_calibrated_on_are_a_doubt(voxel_mm, known_mm, doubt
 
 
 @pytest.mark.parametrize(("share", "threshold", "doubted"), [(0.2, 2.5, True), (0.1, 2.5, False), (0.2, 2.4, False)])
-def test_more_of_a_brain_above_the_threshold_than_a_lesion_takes_is_a_doubt(
-    tiny_calibration, share, threshold, doubted
-):
+def test_more_of_a_brain_above_the_threshold_than_a_lesion_takes_is_a_doubt(bundle, share, threshold, doubted):
     brain = np.ones((10, 10, 10), bool)
     mask = (np.arange(1000) < share * 1000).reshape(brain.shape).astype(np.uint8)
     result = SimpleNamespace(brain=brain, mask=mask, threshold=threshold)
     for aligned in (False, True):
-        found = extent_doubts(result, tiny_calibration, aligned=aligned)
+        found = extent_doubts(result, bundle, aligned=aligned)
         assert [line[:45] for line in found] == ["20% of its brain is above the threshold, of a"] * doubted
         assert ["--align" in line for line in found] == [not aligned] * doubted, "what is done already is no advice"
 

@@ -6,7 +6,6 @@ import pytest
 from commands import run
 
 from ssn.cli.train import app
-from ssn.core.errors import DataError
 from ssn.core.volume import read_volume
 from ssn.train.lesions import VOLUME_RANGE_ML
 from ssn.train.person import Person
@@ -47,7 +46,8 @@ def test_it_lies_where_the_scan_lies(person, scan):
 
 def test_its_tissue_is_told(person, head):
     fluid, grey, white = person.means[1:4]
-    assert white == pytest.approx(50 + 900 * np.quantile(head.image[head.image > 0], 0.85), rel=0.1)
+    inside = 50 + 900 * head.image[head.image > 0]
+    assert white == pytest.approx(np.quantile(inside, 0.85) / np.quantile(inside, 0.9), rel=0.1)
     assert 0 < fluid < grey < white
     np.testing.assert_allclose(person.fractions.sum(0)[person.brain], 1, atol=1e-5)
     np.testing.assert_allclose(person.field[person.fractions[2] > 0.9].mean(), 1, atol=0.1)
@@ -85,10 +85,20 @@ def test_a_cohort_is_made_from_a_scan(scan, tmp_path):
     result = run(app, "synth", "-o", out, "--template", scan, *sizes)
     assert result.exit_code == 0, result.stderr
     healthy, sick = read_cohort(out / "cohort.csv")
-    assert (healthy.template, healthy.lesion, sick.lesion) == ("head", "", "tumour")
+    told = f"head@{read_volume(scan).contents()[:12]}"
+    assert (healthy.template, healthy.lesion, sick.lesion) == (told, "", "tumour")
     assert (out / sick.image).name == "head-t1-test-0000.nii.gz"
     read_volume(out / healthy.image)
-    assert np.asarray(nib.load(out / sick.mask).dataobj).sum() == pytest.approx(1000 * sick.volume_ml)
+    mask = nib.load(out / sick.mask)
+    edges = np.prod(mask.header.get_zooms())
+    assert edges < 0.999, "what a voxel of 2 mm does not divide into"
+    assert np.asarray(mask.dataobj).sum() * edges == pytest.approx(1000 * sick.volume_ml, rel=1e-3)
+    other = nib.Nifti1Image(np.asarray(nib.load(scan).dataobj) * 2, nib.load(scan).affine)
+    (tmp_path / "of-another").mkdir()
+    nib.save(other, tmp_path / "of-another" / scan.name)
+    result = run(app, "synth", "-o", out, "--template", tmp_path / "of-another" / scan.name, *sizes)
+    assert result.exit_code == 1
+    assert "is of another cohort" in result.stderr, "a name is not a head"
 
 
 @pytest.mark.parametrize(
@@ -107,9 +117,39 @@ def test_what_is_no_scan_is_refused_and_leaves_nothing(scan, tmp_path, options, 
     assert not (tmp_path / "cohort").exists()
 
 
-def test_a_head_whose_tissue_is_all_alike_is_refused(tmp_path):
+def test_grey_values_may_lie_anywhere(person, scan, tmp_path):
+    own = nib.load(scan)
+    data = np.asarray(own.dataobj, np.float32)
+    brain = data != 0
+    scored = np.where(brain, (data - data[brain].mean()) / data[brain].std(), 0)
+    for name, other in (("scored", scored), ("small", data / 1e6), ("white", np.where(brain, data, 2000))):
+        nib.save(nib.Nifti1Image(other.astype(np.float32), own.affine), tmp_path / f"{name}.nii.gz")
+        shares, expected = (
+            one.fractions.sum((1, 2, 3)) / person.brain.sum()
+            for one in (Person.read(tmp_path / f"{name}.nii.gz"), person)
+        )
+        np.testing.assert_allclose(shares, expected, atol=0.03, err_msg=name)
+
+
+def test_a_scan_cropped_to_its_brain_has_subjects_as_whole_as_another(person, scan, tmp_path):
+    own = nib.load(scan)
+    places = np.argwhere(np.asarray(own.dataobj) != 0)
+    box = tuple(slice(low - 1, high + 2) for low, high in zip(places.min(0), places.max(0), strict=True))
+    nib.save(own.slicer[box], tmp_path / "cropped.nii.gz")
+    cropped = Person.read(tmp_path / "cropped.nii.gz")
+    middles = [one.affine @ [*np.argwhere(one.brain).mean(0), 1] for one in (cropped, person)]
+    np.testing.assert_allclose(*middles, atol=0.5)
+    for subject in (cropped.subject(5), cropped.subject(3, tilt_degrees=10)):
+        faces = [subject.image.take(end, axis) for axis in range(3) for end in (0, -1)]
+        del faces[4]  # below, where the scan itself ends inside the head
+        assert max(np.count_nonzero(face) for face in faces) < 50
+
+
+def test_a_head_whose_tissue_is_all_alike_is_refused_and_leaves_nothing(tmp_path):
     brain = np.zeros((50, 60, 50), np.float32)
     brain[8:42, 8:52, 8:42] = 500 + np.random.default_rng(0).normal(0, 2, (34, 44, 34))
     nib.save(nib.Nifti1Image(brain, np.diag([3.0, 3, 3, 1])), tmp_path / "flat.nii.gz")
-    with pytest.raises(DataError, match="cannot be told by its grey values"):
-        Person.read(tmp_path / "flat.nii.gz")
+    result = run(app, "synth", "-o", tmp_path / "cohort", "--template", tmp_path / "flat.nii.gz")
+    assert result.exit_code == 1
+    assert "cannot be told by its grey values" in result.stderr
+    assert not (tmp_path / "cohort").exists()
