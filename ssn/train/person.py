@@ -126,12 +126,13 @@ class Person:
 def _at_one_millimetre(
     volume: Volume, brain: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.float64]]:
-    """Grey values from 0 to about 1, continued beyond the brain, brain and affine on a grid of about 1 mm, in RAS."""
+    """Grey values from 0 to about 100, continued beyond the brain, brain and affine on a grid of about 1 mm, in RAS."""
     import nibabel as nib
 
     inside = volume.data[brain]
     low = min(background(volume.data)[0], float(np.quantile(inside, 0.001)))  # z-scores lie on both sides of it
-    data = (volume.data - np.float32(low)) / np.float32(np.quantile(inside, 0.9) - low)
+    span = float(np.quantile(inside, 0.9)) - low
+    data = (volume.data - np.float32(low)) * np.float32(2.0 ** (6 - np.floor(np.log2(span))))  # by a power of 2: exact
     data = data[tuple(ndimage.distance_transform_edt(~brain, return_distances=False, return_indices=True))]
     to_canonical = nib.orientations.inv_ornt_aff(volume.orientation, volume.header.get_data_shape()[:3])
     affine = np.asarray(volume.affine @ to_canonical, np.float64)
