@@ -54,7 +54,7 @@ def calibrate(
         from ssn.core.bundle import load_bundle, refuse_existing_bundle
         from ssn.core.engines import find_engines, rebuild_command
         from ssn.core.errors import BackendError, SsnError
-        from ssn.runtime.align import measure_alignment, whitening
+        from ssn.runtime.align import measure_alignment, read_whitening
         from ssn.runtime.calibrate import calibrate_on, of_contrast, write_calibrated
         from ssn.runtime.choose import Request, open_backend
         from ssn.runtime.jobs import find_volumes
@@ -65,12 +65,12 @@ def calibrate(
             opened = of_contrast(opened, modality)
         paths = find_volumes(healthy)
         refuse_existing_bundle(output, overwrite=force)
-        if align and whitening(opened) is None:
+        whitening = read_whitening(opened) if align else None
+        if align and whitening is None:
             typer.echo("Warning: the model does not whiten all its features, so they are not aligned", err=True)
-            align = False
-        if align and backend in ("tensorrt", "openvino"):
+        if whitening and backend in ("tensorrt", "openvino"):
             raise BackendError("features are aligned with ONNX Runtime; leave out --backend, or give --no-align")
-        request = Request("onnxruntime" if align else backend, device, threads, batch)
+        request = Request("onnxruntime" if whitening else backend, device, threads, batch)
 
         def refused(error: SsnError) -> None:
             typer.echo(f"Error: {error}", err=True)
@@ -83,12 +83,13 @@ def calibrate(
 
         with progress_bar() as bar:
             alignment = None
-            if align:
+            if whitening:
                 task = bar.add_task("features", total=len(paths))
                 with open_runner(opened) as runner:
                     alignment = measure_alignment(
                         paths,
                         opened,
+                        whitening,
                         cast("OnnxRuntimeBackend", runner),
                         batch=batch,
                         refused=refused,

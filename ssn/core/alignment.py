@@ -8,6 +8,7 @@ Sun, Feng and Saenko, AAAI 2016) becomes part of the whitening: it costs nothing
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,58 +56,62 @@ class Moments:
         return covariance
 
 
-def whitened_mean(weight: NDArray[np.float32], bias: NDArray[np.float32]) -> Matrix:
-    """Features (C,) that a whitening takes to 0: the mean of those that it was measured on."""
-    return np.asarray(np.linalg.solve(weight.astype(np.float64), -bias.astype(np.float64)))
+@dataclass(frozen=True)
+class Whitening:
+    """The linear map `weight @ features + bias` that made mean 0 and covariance 1 of what a flow was trained on.
 
-
-def align(
-    weight: NDArray[np.float32], bias: NDArray[np.float32], moments: Moments, share: float = 1.0
-) -> tuple[Matrix, Matrix]:
-    """Find the linear map that brings other features to those that a whitening was measured on.
-
-    Parameters
+    Attributes
     ----------
-    weight, bias : (C, C) and (C,), of the whitening `weight @ features + bias`
-    moments : of the other features
-    share : of the way between their moments that is gone, along the straight line between means and the geodesic
-        between covariances
+    weight : (C, C)
+    bias : (C,)
 
-    Returns
-    -------
-    matrix, offset : (C, C) and (C,), of the map `matrix @ features + offset`
+    Raises
+    ------
+    numpy.linalg.LinAlgError
+        If no features come out of it.
     """
-    own = weight.astype(np.float64)
-    measured = np.asarray(np.linalg.inv(own.T @ own))  # the covariance, with the ridge that it was whitened with
-    covariance = moments.covariance
-    other = covariance + RIDGE * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
-    middle = whitened_mean(weight, bias)
-    mean = middle + share * (moments.mean - middle)
-    root = _power(measured, 0.5)
-    if share < 1:
-        whitened = _power(measured, -0.5)
-        other = root @ _power(whitened @ other @ whitened, share) @ root
-    matrix: Matrix = root @ _power(other, -0.5)
-    return matrix, middle - matrix @ mean
 
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
 
-def align_whitening(
-    weight: NDArray[np.float32], bias: NDArray[np.float32], moments: Moments
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Make a whitening take other features to where it took those that it was measured on.
+    def __post_init__(self) -> None:
+        _ = self.mean  # a damaged one is told here, and not after the encoder has run
 
-    Parameters
-    ----------
-    weight, bias : (C, C) and (C,), of `weight @ features + bias`
-    moments : of the other features
+    @cached_property
+    def mean(self) -> Matrix:
+        """Mean (C,) of the features that it was measured on."""
+        return np.asarray(np.linalg.solve(self.weight.astype(np.float64), -self.bias.astype(np.float64)))
 
-    Returns
-    -------
-    weight, bias : for the other features
-    """
-    own = weight.astype(np.float64)
-    matrix, offset = align(weight, bias, moments)
-    return (own @ matrix).astype(np.float32), (own @ offset + bias).astype(np.float32)
+    def align(self, moments: Moments, share: float = 1.0) -> tuple[Matrix, Matrix]:
+        """Find the linear map that brings other features to those that it was measured on.
+
+        Parameters
+        ----------
+        moments : of the other features
+        share : of the way between their moments that is gone, along the straight line between means and the geodesic
+            between covariances
+
+        Returns
+        -------
+        matrix, offset : (C, C) and (C,), of the map `matrix @ features + offset`
+        """
+        own = self.weight.astype(np.float64)
+        measured = np.asarray(np.linalg.inv(own.T @ own))  # the covariance, with the ridge that it was whitened with
+        covariance = moments.covariance
+        other = covariance + RIDGE * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
+        mean = self.mean + share * (moments.mean - self.mean)
+        root = _power(measured, 0.5)
+        if share < 1:
+            whitened = _power(measured, -0.5)
+            other = root @ _power(whitened @ other @ whitened, share) @ root
+        matrix: Matrix = root @ _power(other, -0.5)
+        return matrix, self.mean - matrix @ mean
+
+    def aligned(self, moments: Moments) -> Whitening:
+        """Return one that takes other features, of these moments, to where this one took those it was measured on."""
+        own = self.weight.astype(np.float64)
+        matrix, offset = self.align(moments)
+        return Whitening((own @ matrix).astype(np.float32), (own @ offset + self.bias).astype(np.float32))
 
 
 def _power(matrix: Matrix, exponent: float) -> Matrix:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ssn.core.alignment import Matrix, Moments, align_whitening, whitened_mean
+from ssn.core.alignment import Matrix, Moments, Whitening
 from ssn.core.bundle import FLOW_FILE, Bundle
 from ssn.core.errors import BundleError, SsnError
 from ssn.core.onnx_data import weights, with_weights
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 _WEIGHT, _BIAS = "whitening.weight", "whitening.bias"  # as `ssn.export.graphs.FlowGraph` names them
 
 
-def whitening(bundle: Bundle) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
-    """Weight (C, C) and bias (C,) of a bundle's whitening; None if it does not whiten its features, all of them.
+def read_whitening(bundle: Bundle) -> Whitening | None:
+    """Read a bundle's whitening; None if it does not whiten its features, all of them.
 
     Raises
     ------
@@ -37,12 +37,11 @@ def whitening(bundle: Bundle) -> tuple[NDArray[np.float32], NDArray[np.float32]]
         weight, bias = held.get(_WEIGHT), held.get(_BIAS)
         if weight is None or bias is None or weight.shape != (len(bias), len(bias)):
             return None
-        whitened_mean(weight, bias)
+        return Whitening(weight, bias)
     except (ValueError, TypeError, np.linalg.LinAlgError) as error:
         raise BundleError(
             f"{bundle.folder / FLOW_FILE}: its whitening is no such thing ({error}); get the bundle again"
         ) from error
-    return weight, bias
 
 
 def moments_of(
@@ -58,33 +57,32 @@ def moments_of(
 
 @dataclass(frozen=True)
 class Alignment:
-    """What is needed to align a bundle with healthy volumes: `moments` of each one's features."""
+    """What is needed to align a bundle with healthy volumes: its whitening, and `moments` of each one's features."""
 
     bundle: Bundle
+    whitening: Whitening
     moments: Sequence[Moments]
 
     def aligned(self, left_out: slice = slice(0)) -> Bundle:
         """Return the bundle with another whitening: that of the volumes' features, without some of them."""
         without = set(range(len(self.moments))[left_out])
         first, *rest = (one for index, one in enumerate(self.moments) if index not in without)
-        flow = self.bundle.read(FLOW_FILE)
-        held = weights(flow)
-        whitening = align_whitening(held[_WEIGHT], held[_BIAS], sum(rest, first))
-        return self.bundle.with_graphs(
-            {FLOW_FILE: with_weights(flow, dict(zip((_WEIGHT, _BIAS), whitening, strict=True)))}
-        )
+        now = self.whitening.aligned(sum(rest, first))
+        flow = with_weights(self.bundle.read(FLOW_FILE), {_WEIGHT: now.weight, _BIAS: now.bias})
+        return self.bundle.with_graphs({FLOW_FILE: flow})
 
 
 def measure_alignment(
     paths: Sequence[Path],
     bundle: Bundle,
+    whitening: Whitening,
     backend: OnnxRuntimeBackend,
     *,
     batch: int | None = None,
     refused: Callable[[SsnError], None] = lambda error: None,
     progress: Callable[[float], None] = lambda done: None,
 ) -> Alignment:
-    """Measure healthy volumes' features with a bundle that has a `whitening`.
+    """Measure healthy volumes' features, to align the bundle, which has this whitening, with them.
 
     Parameters
     ----------
@@ -98,12 +96,10 @@ def measure_alignment(
         If there are too few volumes, or any is not usable (`ssn.runtime.healthy`).
     """
     refuse_few(paths)
-    held = weights(bundle.read(FLOW_FILE))
-    centre = whitened_mean(held[_WEIGHT], held[_BIAS])
     slices = batch or backend.max_slices or DEFAULT_BATCH
     measured: list[Moments] = []
     for _, _, look in read_healthy(paths, bundle, refused):
         batches = list(plan_batches(look.stack, bundle.spec.occupancy, slices))
-        measured.append(moments_of(backend.features(batches), batches, bundle, centre))
+        measured.append(moments_of(backend.features(batches), batches, bundle, whitening.mean))
         progress(len(measured))
-    return Alignment(bundle, measured)
+    return Alignment(bundle, whitening, measured)

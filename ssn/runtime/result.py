@@ -14,7 +14,7 @@ from ssn import __version__
 from ssn.core.bundle import INTENDED_USE, Bundle
 from ssn.core.likeness import Likeness
 from ssn.core.volume import Volume
-from ssn.runtime.align import whitening
+from ssn.runtime.align import read_whitening
 from ssn.runtime.backend import ALIGNED, Backend, StageTimes
 
 _SAME_LENGTH = 1.5  # voxels of 3 mm where 1 mm is known: twice as much of a healthy brain is above the threshold
@@ -138,7 +138,7 @@ def extent_doubts(result: Result, bundle: Bundle, *, aligned: bool) -> list[str]
     share, calibration = float(result.mask.sum()) / float(result.brain.sum()), bundle.calibration
     if share < _MUCH or result.threshold < calibration.threshold:
         return []
-    remedy = "or" if aligned or whitening(bundle) is None else "or, if there are none, give --align and"
+    remedy = "or" if aligned or read_whitening(bundle) is None else "or, if there are none, give --align and"
     return [
         f"{share:.0%} of its brain is above the threshold, of a healthy one {calibration.threshold_rate:.1%}: more "
         "likely another scanner, protocol or skull stripping than a lesion; calibrate on healthy volumes like it "

@@ -9,11 +9,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ssn.core.alignment import align, whitened_mean
 from ssn.core.atomic import printable
 from ssn.core.bundle import Bundle
 from ssn.core.errors import BundleError
-from ssn.runtime.align import moments_of, whitening
+from ssn.runtime.align import moments_of, read_whitening
 from ssn.runtime.backend import ALIGNED, Batch, StageTimes
 from ssn.runtime.onnxruntime import OnnxRuntimeBackend
 
@@ -34,13 +33,13 @@ class SelfAlignedBackend:
     name = "onnxruntime"
 
     def __init__(self, bundle: Bundle, backend: OnnxRuntimeBackend, share: float = SHARE) -> None:
-        found = whitening(bundle)
-        if found is None:
+        whitening = read_whitening(bundle)
+        if whitening is None:
             raise BundleError(
                 f"{printable(bundle.folder)}: does not whiten all its features, so a volume's cannot be aligned; "
                 "leave out --align"
             )
-        self._whitening = found
+        self._whitening = whitening
         self._bundle, self._backend, self._share = bundle, backend, share
         self.max_slices, self.at_once = backend.max_slices, backend.at_once
 
@@ -55,8 +54,8 @@ class SelfAlignedBackend:
         features = list(self._backend.features(held))
         times.add("encoder", time.perf_counter() - start)
         start = time.perf_counter()
-        moments = moments_of(features, held, self._bundle, whitened_mean(*self._whitening))
-        matrix, offset = (part.astype(np.float32) for part in align(*self._whitening, moments, self._share))
+        moments = moments_of(features, held, self._bundle, self._whitening.mean)
+        matrix, offset = (part.astype(np.float32) for part in self._whitening.align(moments, self._share))
         for index, found in enumerate(features):  # one by one: a second copy of all is not needed
             cells = found.reshape(*found.shape[:2], -1)
             features[index] = (matrix @ cells + offset[:, None]).reshape(found.shape)

@@ -14,7 +14,7 @@ from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, load_bundle, write_bundle
 from ssn.core.calibrate import FOLDS
 from ssn.core.onnx_data import weights, with_weights
 from ssn.export.onnx import export_bundle
-from ssn.runtime.align import Alignment, measure_alignment
+from ssn.runtime.align import Alignment, measure_alignment, read_whitening
 from ssn.runtime.backend import DEFAULT_BATCH, plan_batches
 from ssn.runtime.calibrate import calibrate_on
 from ssn.runtime.healthy import read_healthy
@@ -29,7 +29,7 @@ def calibrate(bundle, *arguments):
 
 def measured(paths, bundle):
     with OnnxRuntimeBackend(bundle, 1) as backend:
-        return measure_alignment(paths, bundle, backend)
+        return measure_alignment(paths, bundle, read_whitening(bundle), backend)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_a_volume_is_compared_under_an_alignment_that_has_not_seen_it(bundle, sc
     assert len(ran) == len(paths) > FOLDS
     for index, path in enumerate(paths):
         others = [one for other, one in enumerate(alignment.moments) if other % FOLDS != index % FOLDS]
-        assert ran[first[path]] == Alignment(bundle, others).aligned().read(FLOW_FILE)
+        assert ran[first[path]] == Alignment(bundle, alignment.whitening, others).aligned().read(FLOW_FILE)
 
 
 @pytest.mark.parametrize("backend", ["tensorrt", "openvino"])

@@ -12,11 +12,10 @@ from commands import run
 
 from ssn.cli.infer import app
 from ssn.cli.train import app as train_app
-from ssn.core.alignment import align, whitened_mean
 from ssn.core.look import look_at
 from ssn.core.volume import read_volume
 from ssn.export.onnx import export_bundle
-from ssn.runtime.align import Alignment, moments_of, whitening
+from ssn.runtime.align import Alignment, moments_of, read_whitening
 from ssn.runtime.backend import DEFAULT_BATCH, StageTimes, plan_batches, run_batches
 from ssn.runtime.onnxruntime import OnnxRuntimeBackend
 from ssn.runtime.self_aligned import SHARE, SelfAlignedBackend
@@ -44,9 +43,9 @@ def values(backend, stack, bundle, slices=DEFAULT_BATCH):
 def test_all_of_the_way_is_what_a_bundle_aligned_with_this_volume_says(stack, bundle):
     with OnnxRuntimeBackend(bundle, 1) as backend:
         batches = list(plan_batches(stack, bundle.spec.occupancy, DEFAULT_BATCH))
-        moments = moments_of(backend.features(batches), batches, bundle, whitened_mean(*whitening(bundle)))
+        moments = moments_of(backend.features(batches), batches, bundle, read_whitening(bundle).mean)
         found = values(SelfAlignedBackend(bundle, backend, 1.0), stack, bundle)
-    with OnnxRuntimeBackend(Alignment(bundle, [moments]).aligned(), 1) as backend:
+    with OnnxRuntimeBackend(Alignment(bundle, read_whitening(bundle), [moments]).aligned(), 1) as backend:
         expected = values(backend, stack, bundle)
     np.testing.assert_allclose(found, expected, atol=2e-4)
 
@@ -69,15 +68,15 @@ def test_neither_threads_nor_batches_change_the_answer(stack, bundle, threads, s
 
 def test_the_features_of_another_scanner_come_halfway_back(stack, bundle):
     """Shifted and stretched features, as another scanner makes them, and what is left of that."""
-    weight, bias = whitening(bundle)
+    known = read_whitening(bundle)
     batches = list(plan_batches(stack, bundle.spec.occupancy, DEFAULT_BATCH))
     with OnnxRuntimeBackend(bundle, 1) as backend:
         features = list(backend.features(batches))
-    own = moments_of(features, batches, bundle, whitened_mean(weight, bias))
-    other = moments_of([3 * found + 1 for found in features], batches, bundle, whitened_mean(weight, bias))
+    own = moments_of(features, batches, bundle, known.mean)
+    other = moments_of([3 * found + 1 for found in features], batches, bundle, known.mean)
     brought = []
     for moments in (own, other):
-        matrix, _ = align(weight, bias, moments, SHARE)
+        matrix, _ = known.align(moments, SHARE)
         brought.append(np.trace(matrix @ moments.covariance @ matrix.T))
     assert brought[1] / brought[0] == pytest.approx(9 ** (1 - SHARE), rel=0.05)
 
