@@ -1,6 +1,6 @@
 """The flow as it is shipped: the same function as `ConditionalFlow`, in fewer and plainer operators.
 
-METHOD.md, 'Details', Export. One block of FrEIA, with x = [x1 | x2], condition c and subnet W1, b1, W2, b2:
+METHOD.md, 'Export'. One block of FrEIA, with x = [x1 | x2], condition c and subnet W1, b1, W2, b2:
 
     [s | t] = 0.1 (W2 relu(W1 [x1 | c] + b1) + b2)
     u = [x1 | x2 exp(alpha tanh s) + t]

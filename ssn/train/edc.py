@@ -1,4 +1,4 @@
-"""The network that fine-tunes an encoder: encoder, bottleneck, and a decoder that mirrors it (METHOD.md, EDC).
+"""The network that fine-tunes an encoder: encoder, bottleneck, and a decoder that mirrors it (docs/train.md, finetune).
 
 After Guo et al., *Encoder-Decoder Contrast for Unsupervised Anomaly Detection in Medical Images* (IEEE TMI 2023):
 the decoder learns to say what the encoder says at three levels, while the encoder learns through the decoder, not

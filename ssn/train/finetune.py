@@ -1,4 +1,4 @@
-"""Fine-tuning of an encoder on healthy 2D slices by encoder-decoder contrast (METHOD.md, EDC)."""
+"""Fine-tuning of an encoder on healthy 2D slices by encoder-decoder contrast (docs/train.md, finetune)."""
 
 from __future__ import annotations
 

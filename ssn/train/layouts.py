@@ -1,6 +1,6 @@
 """Readers of data sets as they lie on disk: a CSV, IXI, BraTS2021, Br35H, and a folder of NIfTI.
 
-METHOD.md, 'Data sets and their layout on disk'. A reader looks at names only: what the files hold is
+docs/train.md, 'Data sets'. A reader looks at names only: what the files hold is
 `ssn.train.check`'s to see.
 """
 
