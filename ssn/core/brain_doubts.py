@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ssn.core.look import Look
-from ssn.core.pose import LEAST_AREA, SCALE_LIMITS, Side, brain_sides, find_scale
+from ssn.core.pose import EXTRACT, LEAST_AREA, SCALE_LIMITS, Side, brain_sides, find_scale
 from ssn.core.slices import SliceStack
 from ssn.core.volume import Volume, background
 
@@ -58,8 +58,8 @@ def _hole_doubts(stack: SliceStack) -> list[str]:
     if share < _HOLES:
         return []
     return [
-        f"{share:.1%} of what is inside of it have the background's value, and count as background; give the "
-        "background a value that no tissue has"
+        f"{share:.1%} of what is inside of it have the background's value, and count as background; if skull and scalp "
+        f"are in it, {EXTRACT}, or else give the background a value that no tissue has"
     ]
 
 

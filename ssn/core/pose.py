@@ -24,6 +24,7 @@ STANDARD_TOP = 174.0
 _STANDARD = (STANDARD_WIDTH, STANDARD_LENGTH)
 SCALE_LIMITS = (0.8, 1.25)
 _BRAIN_ML = (250.0, 2500.0)
+EXTRACT = "extract the brain (for example with HD-BET or SynthStrip)"
 LEAST_AREA = 50.0  # mm^2 of brain in a plane for the plane to count as brain: stray voxels don't move the box
 _FULL_END = 900.0  # mm^2 of brain in a volume's last plane, a mm of its thickness: a round end has less, a cut one more
 _APART = 0.02  # of the brain: planes with less, and none between them and the rest, are something else
@@ -47,14 +48,16 @@ def find_brain(volume: Volume) -> NDArray[np.bool_]:
     if share < 0.3 or voxels > 0.85 * brain.size:
         raise VolumeError(
             f"{printable(volume.path)}: has no uniform background, so it is not skull-stripped, or was "
-            "interpolated after that; extract the brain (for example with HD-BET or SynthStrip) as the last step"
+            f"interpolated after that; {EXTRACT} as the last step"
         )
     millilitres = float(voxels * volume.voxel_ml)
     if not _BRAIN_ML[0] <= millilitres <= _BRAIN_ML[1]:
+        remedy = "check that it is a whole brain, and its voxel size"
+        if millilitres > _BRAIN_ML[1]:
+            remedy = f"more likely a whole head, and not skull-stripped: {EXTRACT}; or its voxel size is wrong"
         raise VolumeError(
             f"{printable(volume.path)}: {millilitres:.0f} ml of it differ from the background; a brain has "
-            f"{_BRAIN_ML[0]:.0f} to {_BRAIN_ML[1]:.0f} ml. Check that it is a whole, skull-stripped brain, "
-            "and its voxel size"
+            f"{_BRAIN_ML[0]:.0f} to {_BRAIN_ML[1]:.0f} ml; {remedy}"
         )
     across, along, _ = brain_sides(brain, volume.zooms)
     width, length = (across.high - across.low) * volume.zooms[0], along.span(volume.zooms[1])

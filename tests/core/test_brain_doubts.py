@@ -6,6 +6,7 @@ import pytest
 from brains import brain_array
 
 from ssn.core.brain_doubts import brain_doubts
+from ssn.core.errors import VolumeError
 from ssn.core.geometry import PAPER_GRID, GridConfig
 from ssn.core.look import Look
 from ssn.core.slices import cut_slices
@@ -105,6 +106,14 @@ def test_brain_with_the_value_of_the_background_is_doubted(tmp_path):
     holes[tuple(chosen.T)] = 0
     (doubt,) = look(tmp_path, holes)[1]
     assert "of what is inside of it have the background's value" in doubt
+    assert "if skull and scalp are in it, extract the brain" in doubt
+
+
+def test_what_is_larger_than_any_brain_is_called_a_head_with_its_skull_and_what_is_smaller_is_not(tmp_path):
+    for factor, named in ((1.5, True), (0.4, False)):
+        with pytest.raises(VolumeError, match="a brain has 250 to 2500 ml") as caught:
+            look(tmp_path, DATA, AFFINE @ np.diag([factor, factor, factor, 1]))
+        assert ("not skull-stripped: extract the brain (for example with HD-BET" in str(caught.value)) == named
 
 
 @pytest.mark.parametrize(("factor", "doubted"), [(1.0, False), (0.5, True)])
