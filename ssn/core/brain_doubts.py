@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ssn.core.brain_box import plane_counts
 from ssn.core.look import Look
 from ssn.core.pose import EXTRACT, LEAST_AREA, SCALE_LIMITS, Side, brain_sides, find_scale
 from ssn.core.slices import SliceStack
@@ -20,7 +21,7 @@ def brain_doubts(volume: Volume, look: Look) -> list[str]:
     """Say what is doubtful about a volume's brain and where it was placed."""
     stack = look.read
     sides = brain_sides(stack.brain, volume.zooms)
-    found = _rim_doubts(volume, stack, sides) + _hole_doubts(stack)
+    found = _rim_doubts(volume, stack, sides) + _hole_doubts(stack) + _lost_doubts(stack, sides)
     if stack.placement.grid.paper:  # a voxel is a millimetre to it, and it leaves out half of every brain
         return found + _paper_doubts(volume.zooms)
     return found + _pose_doubts(volume, sides) + _unseen_doubts(look.unseen * volume.voxel_ml)
@@ -61,6 +62,19 @@ def _hole_doubts(stack: SliceStack) -> list[str]:
         f"{share:.1%} of what is inside of it have the background's value, and count as background; if skull and scalp "
         f"are in it, {EXTRACT}, or else give the background a value that no tissue has"
     ]
+
+
+def _lost_doubts(stack: SliceStack, sides: tuple[Side, Side, Side]) -> list[str]:
+    """Slices without brain between others with it: holes that reach the outside, so that nothing encloses them."""
+    found = []
+    for name, side, counts in zip(("sagittal", "coronal", "axial"), sides, plane_counts(stack.brain), strict=True):
+        lost = int(np.count_nonzero(counts[side.low : side.high] == 0))
+        if lost:
+            found.append(
+                f"{lost} of its {name} slices, between others with brain, hold none: lost, or NaN or infinite; convert "
+                "it again from its source, or do not trust the map beside them"
+            )
+    return found
 
 
 def _pose_doubts(volume: Volume, sides: tuple[Side, Side, Side]) -> list[str]:

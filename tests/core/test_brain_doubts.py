@@ -75,11 +75,15 @@ def test_a_fragment_beside_the_brain_does_not_move_it_and_is_said(tmp_path, axis
     ]
 
 
-def test_a_missing_slice_is_no_end_of_the_brain(tmp_path):
+@pytest.mark.parametrize("value", [0, np.nan])
+@pytest.mark.parametrize(("axis", "name"), enumerate(("sagittal", "coronal", "axial")))
+def test_a_missing_slice_is_no_end_of_the_brain_and_is_said(tmp_path, axis, name, value):
     whole, _ = look(tmp_path, DATA)
     lost = DATA.copy()
-    lost[:, :, DATA.shape[2] // 2] = 0
-    assert look(tmp_path, lost)[0].placement == whole.placement
+    np.moveaxis(lost, axis, 0)[DATA.shape[axis] // 2] = value
+    stack, (doubt,) = look(tmp_path, lost)
+    assert stack.placement == whole.placement
+    assert doubt.startswith(f"1 of its {name} slices, between others with brain, hold none")
 
 
 @pytest.mark.parametrize("factor", [0.6, 1.0])
