@@ -86,14 +86,14 @@ def infer(
         from ssn.runtime.backend import DEFAULT_BATCH
         from ssn.runtime.choose import Request, open_backend
         from ssn.runtime.cohort import run_jobs, volumes_at_once
-        from ssn.runtime.jobs import find_jobs
+        from ssn.runtime.jobs import find_jobs, is_folder
         from ssn.runtime.memory import MEGABYTE
         from ssn.runtime.overview import overview_paths
         from ssn.runtime.packaged import DEFAULT_BUNDLE, DEMO_VOLUME
 
         given = [DEMO_VOLUME] if demo else inputs or []
         jobs = find_jobs(given)
-        several = len(jobs) > 1 or any(path.is_dir() for path in given)
+        several = len(jobs) > 1 or any(is_folder(path) for path in given)
         bundle = load_bundle(model or DEFAULT_BUNDLE)
         limit = None if memory_limit is None else memory_limit * MEGABYTE
         at_once = volumes_at_once(len(jobs), threads)

@@ -47,30 +47,49 @@ def _stem(path: Path) -> str:
     return path.name
 
 
+def is_folder(path: Path) -> bool:
+    """Whether it is a folder; one that may not be looked at is none, which is said when its turn comes."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
 def find_volumes(inputs: Sequence[Path]) -> list[Path]:
     """List the volumes among files and folders; of folders, the NIfTI files in them that aren't our own outputs.
 
     Raises
     ------
     VolumeError
-        If a folder holds no volume.
+        If a folder holds no volume, or may not be looked into.
     """
     paths: list[Path] = []
     for given in inputs:
-        if not given.is_dir():
+        if not is_folder(given):
             paths.append(given)
             continue
         found = sorted(
             path
-            for path in given.iterdir()
+            for path in _listed(given)
             if path.name.lower().endswith(_SUFFIXES)
             and not path.name.startswith(".")
             and not _stem(path).endswith(OWN_OUTPUTS)
         )
         if not found:
-            raise VolumeError(f"{printable(given)}: holds no .nii or .nii.gz file; folders in it are not searched")
+            raise VolumeError(
+                f"{printable(given)}: holds no .nii or .nii.gz file, and folders in it are not searched; give those "
+                "that hold volumes, or the files (DICOM: convert with dcm2niix first)"
+            )
         paths.extend(found)
     return paths
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError as error:
+        what = f"cannot be looked into ({error.strerror}); check its permissions"
+        raise VolumeError(f"{printable(folder)}: {what}") from error
 
 
 def _same(path: Path, other: Path) -> bool:
