@@ -20,6 +20,7 @@ from ssn.core.scoring import Calibration
 from ssn.runtime.align import Alignment
 from ssn.runtime.backend import DEFAULT_BATCH, Backend, StageTimes, run_batches
 from ssn.runtime.healthy import read_healthy, refuse_few
+from ssn.runtime.result import contrast_doubts
 
 # What write_bundle writes anew, and what was measured with the calibration that is replaced.
 _NOT_CARRIED = ("schema", "model", "intended_use", "files", "accuracy", "calibration")
@@ -58,8 +59,8 @@ def calibrate_on(
         will be examined do; so there is a backend for each fold.
     batch : slices at once; it bounds memory and does not change the result; None: the backend's own
     refused : gets the error of each volume that is not usable
-    doubted : gets a line for each doubt about a volume's brain, and for each volume that looks unlike those that the
-        bundle knows, or else unlike the others here
+    doubted : gets a line for each doubt about a volume's header, name and brain, and for each volume that looks unlike
+        those that the bundle knows, or else unlike the others here
     progress : gets how many volumes are done, the current one's share included
 
     Returns
@@ -84,7 +85,8 @@ def calibrate_on(
             described = backend.describe()
             slices = batch or backend.max_slices or DEFAULT_BATCH
             for path, volume, look in read_healthy(part, bundle, refused):
-                for doubt in brain_doubts(volume, look):
+                named = contrast_doubts(path.name, spec.modality, or_else=", or say which these are with --modality")
+                for doubt in [*volume.doubts, *named, *brain_doubts(volume, look)]:
                     doubted(f"{printable(path)}: {doubt}")
                 answer = run_batches(backend, look.stack, spec.occupancy, slices, StageTimes(), advance)
                 found[path] = HealthyVolume.of(volume, look, *answer), volume.sha256

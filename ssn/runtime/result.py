@@ -83,7 +83,7 @@ def as_record(result: Result, bundle: Bundle, backend: Backend) -> dict[str, Any
             "nonfinite_voxels_set_to_background": volume.nonfinite_voxels,
             "doubts": [
                 *volume.doubts,
-                *_contrast_doubts(volume.path.name, bundle.spec.modality),
+                *contrast_doubts(volume.path.name, bundle.spec.modality),
                 *voxel_doubts(max(volume.zooms), bundle.calibration.voxel_mm),
                 *(likeness.doubts(healthy, result.straightened) if likeness else ()),
                 *result.brain_doubts,
@@ -115,12 +115,12 @@ def as_record(result: Result, bundle: Bundle, backend: Backend) -> dict[str, Any
     }
 
 
-def _contrast_doubts(name: str, modality: str) -> list[str]:
-    """Say where a file's name speaks of another contrast than the model's."""
+def contrast_doubts(name: str, modality: str, *, or_else: str = "") -> list[str]:
+    """Say where a file's name speaks of another contrast than the model's; `or_else`: what else may be done."""
     known = re.findall(r"(?:^|[^a-z0-9])(t1|t2|flair|dwi|adc|bold|swi)w?(?=[^a-z0-9]|$)", name.lower())
     if not known or modality.lower() in known or modality.lower() not in ("t1", "t2", "flair"):
         return []
-    return [f"its name says {known[0]}, and the model knows {modality} only; give it {modality} volumes"]
+    return [f"its name says {known[0]}, and the model knows {modality} only; give it {modality} volumes{or_else}"]
 
 
 def voxel_doubts(longest: float, healthy: float | None) -> list[str]:

@@ -87,6 +87,20 @@ def test_a_healthy_volume_that_lies_otherwise_than_the_others_is_named(tiny_bund
     )
 
 
+def test_a_name_of_another_contrast_and_a_header_that_does_not_say_left_are_said(tiny_bundle, scans, tmp_path):
+    mixed = shutil.copytree(scans, tmp_path / "mixed")
+    (mixed / "s1.nii.gz").rename(mixed / "s1_T2w.nii.gz")
+    image = nib.load(mixed / "s2.nii.gz")
+    image.set_sform(None, 0), image.set_qform(None, 0)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), None, image.header), mixed / "s2.nii.gz")
+    result = calibrate(tiny_bundle, mixed, "--no-align", "-o", tmp_path / "ours")
+    assert result.exit_code == 0, result.output
+    warnings = result.stderr.splitlines()
+    (contrast,) = (line for line in warnings if "s1_T2w.nii.gz: its name says t2, and the model knows t1 only" in line)
+    assert contrast.endswith("or say which these are with --modality")
+    assert any("s2.nii.gz: its header does not say how it lies" in line for line in warnings)
+
+
 def test_volumes_that_the_bundle_would_not_know_are_named(calibrated, scans, tmp_path):
     reversed_contrast = tmp_path / "t2"
     reversed_contrast.mkdir()
