@@ -21,7 +21,7 @@ def brain_doubts(volume: Volume, look: Look) -> list[str]:
     """Say what is doubtful about a volume's brain and where it was placed."""
     stack = look.read
     sides = brain_sides(stack.brain, volume.zooms)
-    found = _rim_doubts(volume, stack, sides) + _hole_doubts(stack) + _lost_doubts(stack, sides)
+    found = _rim_doubts(volume, stack, sides) + _hole_doubts(stack) + _lost_doubts(stack, sides) + _nan_doubts(volume)
     if stack.placement.grid.paper:  # a voxel is a millimetre to it, and it leaves out half of every brain
         return found + _paper_doubts(volume.zooms)
     return found + _pose_doubts(volume, sides) + _unseen_doubts(look.unseen * volume.voxel_ml)
@@ -71,10 +71,20 @@ def _lost_doubts(stack: SliceStack, sides: tuple[Side, Side, Side]) -> list[str]
         lost = int(np.count_nonzero(counts[side.low : side.high] == 0))
         if lost:
             found.append(
-                f"{lost} of its {name} slices, between others with brain, hold none: lost, or NaN or infinite; convert "
-                "it again from its source, or do not trust the map beside them"
+                f"{lost} of its {name} slices, between others with brain, hold none; convert it "
+                "again from its source, or do not trust the map beside them"
             )
     return found
+
+
+def _nan_doubts(volume: Volume) -> list[str]:
+    millilitres = volume.nonfinite_voxels * volume.voxel_ml
+    if millilitres < _FEW_ML:
+        return []
+    return [
+        f"{millilitres:.0f} ml of it are NaN or infinite, and count as background; if they lie in the brain, do not "
+        "trust the map beside them"
+    ]
 
 
 def _pose_doubts(volume: Volume, sides: tuple[Side, Side, Side]) -> list[str]:
@@ -84,6 +94,11 @@ def _pose_doubts(volume: Volume, sides: tuple[Side, Side, Side]) -> list[str]:
             "the top of the head is cut off, so its height is guessed, and each place is compared with one further up; "
             "do not trust the map"
         )
+    across, along, _ = sides
+    ends = {"left": across.low_cut, "right": across.high_cut, "back": along.low_cut, "front": along.high_cut}
+    if any(ends.values()):
+        where = " and ".join(name for name, cut in ends.items() if cut)
+        found.append(f"the field of view cuts off its {where}; do not trust the map beside that")
     smallest, largest = SCALE_LIMITS
     scales = find_scale(volume.zooms, sides)
     if min(scales) * _MISFIT < smallest or max(scales) > largest * _MISFIT:

@@ -155,7 +155,9 @@ def load_bundle(folder: Path) -> Bundle:
     except OSError as error:
         if (folder / CHECKPOINT_FILE).exists():
             raise BundleError(f"{folder}: is a checkpoint; make a bundle of it with ssn-export onnx") from error
-        raise BundleError(f"{folder}: is not a model bundle ({MANIFEST_FILE}: {error.strerror})") from error
+        raise BundleError(
+            f"{folder}: is not a model bundle ({MANIFEST_FILE}: {error.strerror}); give a folder that ssn-export made"
+        ) from error
     try:
         manifest = json.loads(data)
         schema = manifest["schema"]

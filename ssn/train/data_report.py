@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ssn.core.atomic import printable
 from ssn.core.errors import SsnError
 from ssn.core.geometry import GridConfig
 from ssn.core.likeness import block_edges, grey_blocks, unlike_the_rest
@@ -128,7 +129,9 @@ def check_data(
     notes += same_split
     for alike in looks.values():
         found_doubts = unlike_the_rest(list(alike.values()), block_edges(_GRID, _CELLS), "the other volumes here")
-        notes += [f"{name}: {doubt}" for name, doubts in zip(alike, found_doubts, strict=True) for doubt in doubts]
+        notes += [
+            f"{printable(name)}: {doubt}" for name, doubts in zip(alike, found_doubts, strict=True) for doubt in doubts
+        ]
     if not dataset.flat and not any(case.split == "train" for case in dataset.cases):
         notes.append("no volume is in split 'train': this data set can measure a detector, not train one")
     return DataReport(dataset.root, dataset.layout, tuple(facts), tuple(problems + duplicates), tuple(notes))
@@ -181,7 +184,7 @@ def _duplicates(facts: Sequence[CaseFacts]) -> tuple[list[str], list[str]]:
             groups[case.contents].append(case)
     problems, notes = [], []
     for group in groups.values():
-        names = " and ".join(case.name for case in group)
+        names = " and ".join(printable(case.name) for case in group)
         splits = list(dict.fromkeys(case.split for case in group))
         if len(splits) > 1:
             problems.append(f"{names}: same contents, in splits {' and '.join(splits)}; keep one")

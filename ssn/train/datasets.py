@@ -97,9 +97,11 @@ def select(dataset: Dataset, split: Split) -> list[Case]:
     cases = [case for case in dataset.cases if case.split == split]
     if not cases:
         found = sorted({case.split for case in dataset.cases})
+        measures = split in ("validation", "test") and dataset.layout == "folder"
+        remedy = ": what is measured on has its lesion masks in a folder masks" if measures else ""
         raise DataError(
             f"{printable(dataset.root)}: has no volume in split {split!r}, only in {', '.join(found)} "
-            f"(layout {dataset.layout})"
+            f"(layout {dataset.layout}); docs/train.md says how it tells splits{remedy}"
         )
     return cases
 

@@ -49,9 +49,26 @@ def test_a_volume_cropped_to_its_brain_is_placed_as_it_was(tmp_path):
 
 def test_an_end_that_the_field_of_view_cuts_off_says_nothing_of_the_size(tmp_path):
     whole, _ = look(tmp_path, DATA)
-    cut, doubts = look(tmp_path, DATA[LOW[0] + 8 :])
-    assert doubts == []
+    cut, (doubt,) = look(tmp_path, DATA[LOW[0] + 8 :])
+    assert doubt.startswith("the field of view cuts off its left;")
     assert scales(cut)[0] == pytest.approx(scales(whole)[1])
+
+
+@pytest.mark.parametrize(
+    ("part", "sides"), [(np.s_[:, : HIGH[1] - 8], "front"), (np.s_[LOW[0] + 8 : HIGH[0] - 8], "left and right")]
+)
+def test_the_sides_that_the_field_of_view_cuts_off_are_named(tmp_path, part, sides):
+    (doubt,) = look(tmp_path, DATA[part])[1]
+    assert doubt == f"the field of view cuts off its {sides}; do not trust the map beside that"
+
+
+def test_what_is_not_finite_is_said_by_its_millilitres(tmp_path):
+    part = DATA.copy()
+    part[LOW[0] : LOW[0] + 6, 40:60, 40:60] = np.nan  # at its side: no hole, and no slice without brain
+    doubts = look(tmp_path, part)[1]
+    assert any(doubt.startswith(f"{np.isnan(part).sum() * 0.008:.0f} ml of it are NaN or infinite") for doubt in doubts)
+    part[np.isnan(part)] = 0
+    assert not any("NaN" in doubt for doubt in look(tmp_path, part)[1])
 
 
 def test_a_head_whose_top_is_cut_off_is_doubted(tmp_path):
@@ -81,7 +98,7 @@ def test_a_missing_slice_is_no_end_of_the_brain_and_is_said(tmp_path, axis, name
     whole, _ = look(tmp_path, DATA)
     lost = DATA.copy()
     np.moveaxis(lost, axis, 0)[DATA.shape[axis] // 2] = value
-    stack, (doubt,) = look(tmp_path, lost)
+    stack, (doubt, *_) = look(tmp_path, lost)
     assert stack.placement == whole.placement
     assert doubt.startswith(f"1 of its {name} slices, between others with brain, hold none")
 
