@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,6 +86,27 @@ def test_the_suite_refuses_a_model_that_it_does_not_know(tmp_path):
     (line,) = result.stderr.splitlines()
     assert line.startswith("Error: MODELS: bogus: no such model; there are: no-push-pull ")
     assert not (tmp_path / "work").exists()
+
+
+def test_a_model_that_fails_ends_those_that_are_trained_beside_it(tmp_path):
+    commands, begun, ended = (tmp_path / name for name in ("commands", "begun", "ended"))
+    commands.mkdir()
+    (commands / "ssn-train").write_text(
+        '#!/bin/sh\n[ "$1" = fit ] || exit 0\n'
+        'case "$4" in */mean) ;; '  # the others fail when this one has begun
+        f'*) while [ ! -e "{begun}" ]; do sleep 0.1; done; exit 7;; esac\n'
+        f'trap \'touch "{ended}"; exit\' TERM\ntouch "{begun}"\n'
+        "for second in $(seq 300); do sleep 0.1; done\n"
+    )
+    (commands / "ssn-train").chmod(0o755)
+    settings = {"PATH": f"{commands}:{os.environ['PATH']}", "WIDE": "none", "MODELS": "mean"}
+    script = Path(__file__).parents[2] / "scripts" / "accuracy_suite"
+    assert subprocess.run([script, tmp_path / "work"], env=os.environ | settings, check=False).returncode == 7
+    for _ in range(100):
+        if ended.exists():
+            return
+        time.sleep(0.1)
+    raise AssertionError("it is trained on")
 
 
 def test_the_mask_of_the_validation_threshold_holds_the_voxel_that_gave_it():
