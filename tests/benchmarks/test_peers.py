@@ -117,3 +117,13 @@ def test_weights_that_do_not_fit_the_model_s_encoder_are_one_line_before_any_wor
     (line,) = result.stderr.strip().splitlines()
     assert "none.safetensors" in line
     assert not (tmp_path / "a.json").exists()
+
+
+def test_the_autoencoder_learns_and_computes_where_the_peers_do(monkeypatch):
+    pytest.importorskip("monai", reason="the 3D autoencoder is MONAI's (extra bench)")
+    from ssn.benchmarks.accuracy import autoencoder
+
+    monkeypatch.setattr(autoencoder, "choose_device", lambda wanted: torch.device("meta"))
+    residual = autoencoder.fit_autoencoder(np.zeros((2, 64, 64, 64), np.float32), autoencoder.AutoencoderBudget(1))
+    with pytest.raises(NotImplementedError, match="meta"):  # all was there, but that device has no numbers to give back
+        residual(np.zeros((64, 64, 64), np.float32))

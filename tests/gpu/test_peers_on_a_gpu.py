@@ -29,3 +29,16 @@ def test_a_peer_finds_the_same_on_both(name, tmp_path, monkeypatch):
     assert np.isfinite(maps[1]).all()
     # Matrix products round differently there, and training carries that on.
     assert np.corrcoef(maps)[0, 1] > 0.95
+
+
+def test_the_autoencoder_finds_the_same_on_both(monkeypatch):
+    pytest.importorskip("monai", reason="the 3D autoencoder is MONAI's (extra bench)")
+    from ssn.benchmarks.accuracy import autoencoder
+
+    healthy = np.random.default_rng(0).random((4, 64, 64, 64), np.float32)
+    residuals = []
+    for device in ("cpu", "cuda"):
+        monkeypatch.setattr(autoencoder, "choose_device", lambda wanted, device=device: torch.device(device))
+        residuals.append(autoencoder.fit_autoencoder(healthy, autoencoder.AutoencoderBudget(epochs=4))(healthy[0]))
+    assert np.isfinite(residuals[1]).all()
+    assert np.corrcoef(residuals[0].ravel(), residuals[1].ravel())[0, 1] > 0.95
