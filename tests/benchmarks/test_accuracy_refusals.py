@@ -88,6 +88,19 @@ def test_the_suite_refuses_a_model_that_it_does_not_know(tmp_path):
     assert not (tmp_path / "work").exists()
 
 
+def test_the_suite_runs_out_of_its_folder_where_no_command_is_installed(tmp_path):
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "$PYTHONPATH $*" >"{tmp_path / "given"}"\nexit 7\n')
+    python.chmod(0o755)
+    script = Path(__file__).parents[2] / "scripts" / "accuracy_suite"
+    settings = {"PATH": "/usr/bin:/bin", "PYTHON": str(python), "SITE": "brought", "PYTHONPATH": "own"}
+    result = subprocess.run([script, tmp_path / "work"], env=os.environ | settings, check=False)
+    assert result.returncode == 7
+    site, command = (tmp_path / "given").read_text().split(" -c ")
+    assert site == f"{script.parents[1]}:brought:own"
+    assert command.startswith("from ssn.cli.train import app; app() synth -o ")
+
+
 def test_a_model_that_fails_ends_those_that_are_trained_beside_it(tmp_path):
     commands, begun, ended = (tmp_path / name for name in ("commands", "begun", "ended"))
     commands.mkdir()
