@@ -197,8 +197,9 @@ def build_engine(
         profile.set_shape(tensor, *range_)
     config.add_optimization_profile(profile)
     keeps_cache = module.__name__ == "tensorrt"  # TensorRT-RTX has the calls, and they do nothing
-    if keeps_cache:
-        config.set_timing_cache(config.create_timing_cache(timing_cache), ignore_mismatch=False)
+    # One of a device with other properties is refused, and then none is set.
+    if keeps_cache and not config.set_timing_cache(config.create_timing_cache(timing_cache), ignore_mismatch=False):
+        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
     monitor = None
     if hasattr(module, "IProgressMonitor"):
         monitor = _monitor(module, progress)  # a name of its own: the config holds no reference

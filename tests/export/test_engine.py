@@ -19,7 +19,7 @@ from ssn.core.engines import find_engines, read_engine, refusal
 from ssn.core.errors import BackendError, ExportError, OutputError
 from ssn.export.build import BuildOptions, build_engines
 from ssn.export.check import ways
-from ssn.export.engine import build_engine, choose_target, load_builder
+from ssn.export.engine import Target, build_engine, choose_target, load_builder
 from ssn.export.parity import prepare
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
@@ -121,6 +121,21 @@ def test_a_graph_that_tensorrt_does_not_take_is_one_line(bundle):
     with pytest.raises(ExportError, match=r"^odd.onnx: tensorrt_rtx .* does not take the graph") as caught:
         build_engine(rtx, model.SerializeToString(), {}, target, name="odd.onnx")
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_timing_cache_that_is_refused_is_done_without(monkeypatch):
+    honest, given = rtx.IBuilderConfig.set_timing_cache, []
+
+    def only_an_empty_one(config, cache, ignore_mismatch):
+        given.append(cache)
+        return len(given) > 1 and honest(config, cache, ignore_mismatch)
+
+    monkeypatch.setattr(rtx, "__name__", "tensorrt")  # the other one has the calls as well, and uses no cache
+    monkeypatch.setattr(rtx.IBuilderConfig, "set_timing_cache", only_an_empty_one)
+    model = graph([helper.make_node("Relu", ["x"], ["y"], name="r")], {}, {"x": [3]}, {"y": [3]})
+    target = Target("any", "80+", None)
+    assert build_engine(rtx, model.SerializeToString(), {}, target, name="one.onnx", timing_cache=b"of another").data
+    assert len(given) == 2
 
 
 @pytest.mark.parametrize("wanted", ["sm90", "gpu", "current"])
