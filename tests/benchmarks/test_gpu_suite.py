@@ -58,6 +58,25 @@ def test_the_script_refuses_a_site_that_is_not_there(tmp_path):
     assert "is not a folder" in result.stderr
 
 
+def test_a_site_has_no_wheel_that_another_python_cannot_load(tmp_path):
+    import os
+
+    python = tmp_path / "python3"  # finds no wheel for that machine's, and makes one for its own
+    made = '[ "$3" != wheel ] || touch "$7/odd-1-cp311-cp311-linux_x86_64.whl"'
+    python.write_text(f'#!/bin/sh\n{made}\n[ "$3" != download ]\n')
+    python.chmod(0o755)
+    result = subprocess.run(
+        [ROOT / "scripts" / "gpu_site", tmp_path / "site", "odd"],
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert result.stderr.startswith("Error: odd: no wheel for Python 3.12, and none can be made")
+    assert not (tmp_path / "site").exists()
+
+
 def test_the_script_vouches_for_nothing_that_its_run_did_not_write(tmp_path):
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\n[ "$1" = - ] && exit 0\n[ "$4" = "$WRITES" ] && echo new >"$7"\nexit 137\n')
