@@ -120,6 +120,19 @@ def accuracy(
 
 
 @app.command()
+def methods(
+    method: Annotated[
+        list[str] | None, typer.Option(help="Method, or all; z-score and pca if none is given. May be repeated.")
+    ] = None,
+) -> None:
+    """List the methods that accuracy would compare with, or say what one of them lacks here."""
+    with user_errors():
+        from ssn.benchmarks.accuracy.methods import choose_methods
+
+        typer.echo("\n".join(choose_methods(method)))
+
+
+@app.command()
 def gpu(
     context: typer.Context,
     output: Annotated[Path, typer.Option("--output", "-o", help="JSON file to write.")] = Path("gpu.json"),

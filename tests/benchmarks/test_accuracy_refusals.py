@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import one_line, run
 from trees import ixi
 
 from ssn.benchmarks.accuracy import methods, suite
 from ssn.benchmarks.accuracy.backbone import Backbone
+from ssn.cli import bench
 from ssn.core.errors import BackendError, DataError, OutputError
 from ssn.train.evaluate import mask_threshold
 
@@ -32,6 +34,8 @@ def test_what_a_method_lacks_is_said_before_any_computing(monkeypatch):
         methods.choose_methods(["autoencoder 3d"])
     with pytest.raises(DataError, match="pca needs two healthy volumes"):
         methods.known_methods(["z-score", "pca"], [Path("one.nii")], Backbone(), 4.0, quiet)
+    one_line(run(bench.app, "methods", "--method", "autoencoder 3d"), "needs monai, which is not installed")
+    assert run(bench.app, "methods").stdout.split() == ["z-score", "pca"]
 
 
 def test_a_threshold_of_another_quantile_is_no_column_of_the_others(tiny_bundle, tiny_calibration, monkeypatch):
@@ -58,12 +62,12 @@ def test_of_a_control_with_several_contrasts_the_named_one_is_taken(tmp_path):
     }
 
 
-def accuracy_suite(folder, **settings):
-    """Run the script with commands that end at once."""
+def accuracy_suite(folder, train="exit 7", bench="exit 0", **settings):
+    """Run the script with other commands: ones that end at once, if none is given."""
     commands = folder / "commands"
     commands.mkdir(exist_ok=True)
-    for name in ("ssn-train", "ssn-bench"):
-        (commands / name).write_text("#!/bin/sh\nexit 7\n")
+    for name, does in (("ssn-train", train), ("ssn-bench", bench)):
+        (commands / name).write_text(f"#!/bin/sh\n{does}\n")
         (commands / name).chmod(0o755)
     environment = os.environ | {"PATH": f"{commands}:{os.environ['PATH']}"} | settings
     script = Path(__file__).parents[2] / "scripts" / "accuracy_suite"
@@ -88,6 +92,12 @@ def test_the_suite_refuses_a_model_that_it_does_not_know(tmp_path):
     assert not (tmp_path / "work").exists()
 
 
+def test_the_suite_says_what_a_method_lacks_before_it_makes_anything(tmp_path):
+    train, bench = f'touch "{tmp_path / "made"}"', '[ "$1 $2 $3" != "methods --method autoencoder 3d" ] || exit 9'
+    assert accuracy_suite(tmp_path, train, bench, METHODS="autoencoder_3d").returncode == 9
+    assert not (tmp_path / "made").exists()
+
+
 def test_the_suite_runs_out_of_its_folder_where_no_command_is_installed(tmp_path):
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\necho "$PYTHONPATH $*" >"{tmp_path / "given"}"\nexit 7\n')
@@ -98,23 +108,19 @@ def test_the_suite_runs_out_of_its_folder_where_no_command_is_installed(tmp_path
     assert result.returncode == 7
     site, command = (tmp_path / "given").read_text().split(" -c ")
     assert site == f"{script.parents[1]}:brought:own"
-    assert command.startswith("from ssn.cli.train import app; app() synth -o ")
+    assert command == "from ssn.cli.bench import app; app() methods --method all\n"
 
 
 def test_a_model_that_fails_ends_those_that_are_trained_beside_it(tmp_path):
-    commands, begun, ended = (tmp_path / name for name in ("commands", "begun", "ended"))
-    commands.mkdir()
-    (commands / "ssn-train").write_text(
-        '#!/bin/sh\n[ "$1" = fit ] || exit 0\n'
+    begun, ended = tmp_path / "begun", tmp_path / "ended"
+    train = (
+        '[ "$1" = fit ] || exit 0\n'
         'case "$4" in */mean) ;; '  # the others fail when this one has begun
         f'*) while [ ! -e "{begun}" ]; do sleep 0.1; done; exit 7;; esac\n'
         f'trap \'touch "{ended}"; exit\' TERM\ntouch "{begun}"\n'
-        "for second in $(seq 300); do sleep 0.1; done\n"
+        "for second in $(seq 300); do sleep 0.1; done"
     )
-    (commands / "ssn-train").chmod(0o755)
-    settings = {"PATH": f"{commands}:{os.environ['PATH']}", "WIDE": "none", "MODELS": "mean"}
-    script = Path(__file__).parents[2] / "scripts" / "accuracy_suite"
-    assert subprocess.run([script, tmp_path / "work"], env=os.environ | settings, check=False).returncode == 7
+    assert accuracy_suite(tmp_path, train, WIDE="none", MODELS="mean").returncode == 7
     for _ in range(100):
         if ended.exists():
             return
