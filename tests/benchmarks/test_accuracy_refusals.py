@@ -15,6 +15,7 @@ from ssn.benchmarks.accuracy import methods, suite
 from ssn.benchmarks.accuracy.backbone import Backbone
 from ssn.cli import bench
 from ssn.core.errors import BackendError, DataError, OutputError
+from ssn.runtime.machine import cores
 from ssn.train.evaluate import mask_threshold
 
 
@@ -90,6 +91,15 @@ def test_the_suite_refuses_a_model_that_it_does_not_know(tmp_path):
     (line,) = result.stderr.splitlines()
     assert line.startswith("Error: MODELS: bogus: no such model; there are: no-push-pull ")
     assert not (tmp_path / "work").exists()
+
+
+def test_the_suite_makes_its_cohort_and_its_controls_on_all_cores(tmp_path):
+    asked = tmp_path / "asked"
+    train = f'[ "$1" = synth ] || exit 7\necho "$@" >>"{asked}"'
+    assert accuracy_suite(tmp_path, train, WIDE="none", OMP_NUM_THREADS="77").returncode == 7
+    cohorts = asked.read_text().splitlines()
+    assert len(cohorts) == 3
+    assert all(f"--workers {cores()} " in f"{cohort} " for cohort in cohorts)
 
 
 def test_the_suite_says_what_a_method_lacks_before_it_makes_anything(tmp_path):
