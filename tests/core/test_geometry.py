@@ -57,6 +57,44 @@ def test_smoothing_uncrop_and_resampling_in_one_matrix_equal_the_steps_one_by_on
     np.testing.assert_array_equal(values[:3], 0, err_msg="farther outside than the Gaussian reaches: 9.5 mm")
 
 
+def test_cells_of_a_part_of_the_depth_reach_as_far_as_the_gaussian_on_both_sides():
+    axis = AxisMap(100, 1.7, -13.2)
+    found = outward_matrix(axis, 60, 90, 10, 2.0) @ np.ones(10)
+    places = 1.7 * np.arange(100) - 13.2
+    reached = (places >= 60 - 6.5) & (places <= 89 + 6.5)
+    np.testing.assert_allclose(found, reached, atol=1e-5)
+
+
+@pytest.mark.parametrize("native", [20, 400])
+def test_voxels_are_seen_whose_centres_lie_in_the_grid(native):
+    grid = GridConfig(plane=96, depth=48)
+    axes = (AxisMap(native, 0.8, -7.3), AxisMap(native, 1.3, 4.0), AxisMap(native, 1.0, -9.5))
+    for axis, side, size in zip(axes, Placement(grid, axes).seen, (96, 96, 48), strict=True):
+        centres = axis.scale * np.arange(native) + axis.offset
+        assert list(range(native)[side]) == list(np.flatnonzero((centres >= -0.5) & (centres <= size - 0.5)))
+        assert side.start >= 0, "a negative index would count from the end"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0, 3, (0, 1)),
+        (0, 4, (0, 2)),
+        (2, 9, (0, 3)),
+        (3, 9, (1, 3)),
+        (-8, 500, (0, 16)),
+        (-30, -20, (0, 1)),
+    ],
+)
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_a_window_is_computed_when_it_has_a_part_of_a_brain_s_voxels(low, high, expected, scale):
+    """`low` and `high` are faces of the brain, from the grid's own first face on."""
+    grid, voxels = GridConfig(plane=96, depth=48), round(1 / scale)
+    depth = AxisMap(600 * voxels, scale, 0.5 * scale - 0.5 - 40)
+    box = (slice(0, 1), slice(0, 1), slice((low + 40) * voxels, (high + 40) * voxels))
+    assert Placement(grid, (depth, depth, depth)).windows_with(box) == expected
+
+
 def test_resampling_in_at_equal_voxel_size_is_a_crop():
     matrix = inward_matrix(AxisMap(20, 1.0, -4.0), 0, 10)
     np.testing.assert_array_equal(matrix, np.eye(20)[4:14])
