@@ -8,6 +8,7 @@ from brains import brain_array, save
 from ssn.core.bundle import load_bundle
 from ssn.core.geometry import GridConfig
 from ssn.core.likeness import (
+    Likeness,
     block_edges,
     block_shape,
     compare,
@@ -67,10 +68,31 @@ def test_a_reversed_contrast_is_doubted_and_no_turn_is_advised(healthy):
     "look", [lambda healthy: np.full_like(healthy, np.nan), lambda healthy: np.where(np.isfinite(healthy), 1, healthy)]
 )
 def test_what_cannot_be_compared_is_doubted(healthy, look):
-    found = compare(look(healthy).astype(np.float32), healthy, EDGES)
-    assert found.value is None
-    (doubt,) = found.doubts("the healthy t1 volumes")
-    assert doubt.startswith("too little of it is solid where the healthy t1 volumes are")
+    other = look(healthy).astype(np.float32)
+    for own, known in ((other, healthy), (healthy, other)):
+        found = compare(own, known, EDGES)
+        assert found.value is None
+        (doubt,) = found.doubts("the healthy t1 volumes")
+        assert doubt.startswith("too little of it is solid where the healthy t1 volumes are")
+
+
+@pytest.mark.parametrize(("depth", "enough"), [(6, False), (7, True)])
+def test_fewer_than_a_hundred_blocks_are_no_brain_to_compare(healthy, depth, enough):
+    few = healthy.copy()
+    few[5 + depth :] = np.nan
+    assert (compare(few, healthy, EDGES).value is not None) == enough
+
+
+@pytest.mark.parametrize(("value", "doubted"), [(0.19, True), (0.21, False)])
+def test_grey_values_that_hardly_lie_as_healthy_ones_are_doubted_though_they_are_not_reversed(value, doubted):
+    assert [line[:25] for line in Likeness(value).doubts("others")] == ["its grey values do not li"] * doubted
+
+
+def test_a_volume_s_own_brain_is_not_among_what_it_is_compared_with(healthy):
+    beyond = healthy.copy()
+    beyond[5:28, 1:5] = np.where(np.isfinite(healthy[5:28, 1:5]), healthy[5:28, 1:5], 20)
+    beyond[5:28, 1:5, 0] = -20
+    assert unlike_the_rest([beyond, healthy, healthy], EDGES, "the others") == [[], [], []]
 
 
 def test_places_that_few_healthy_volumes_reach_are_left_out(healthy):

@@ -39,6 +39,19 @@ def test_a_rotation_about_all_axes_is_found(cells, within):
     assert (tilt.pitch, tilt.roll, tilt.yaw) == pytest.approx((14, -8, 6), abs=within)
 
 
+@pytest.mark.parametrize("up", [-4, 4])
+def test_a_head_is_turned_about_its_own_middle_wherever_in_the_grid_that_is(up):
+    tilt, likeness = find_tilt(np.roll(head(Tilt(14, -8, 6)), up, 0), np.roll(head(), up, 0), EDGES)
+    assert (tilt.pitch, tilt.roll, tilt.yaw) == pytest.approx((14, -8, 6), abs=2.5)
+    assert likeness > 0.95
+
+
+@pytest.mark.parametrize("angle", [-50.0, 50.0])
+def test_what_is_turned_farther_than_a_head_lies_is_no_tilt_of_so_much(angle):
+    tilt, _ = find_tilt(head(Tilt(yaw=angle)), head(), EDGES)
+    assert max(abs(tilt.pitch), abs(tilt.roll), abs(tilt.yaw)) <= 40
+
+
 def test_what_lies_as_healthy_ones_has_none():
     tilt, likeness = find_tilt(head(), head(), EDGES)
     assert (tilt, likeness) == (Tilt(), pytest.approx(1))
