@@ -40,6 +40,13 @@ def test_a_tilt_that_was_undone_is_not_doubted(tmp_path, calibration):
     assert found.likeness.doubts(OTHERS, straightened=True) == []
 
 
+def test_a_head_that_lies_straight_enough_is_looked_at_as_it_lies_and_compared(tmp_path, calibration):
+    found = seen(head(tmp_path, Tilt(pitch=8)), calibration)
+    assert found.likeness.tilt.pitch == pytest.approx(8, abs=2)
+    assert found.turn is None
+    assert found.stack is found.read
+
+
 def test_what_is_left_of_a_tilt_is_doubted(tmp_path, calibration, monkeypatch):
     wrong = Likeness(0.9, 0.9, tilt=Tilt(roll=-14))
     monkeypatch.setattr(look, "compare", lambda *given: wrong)

@@ -66,12 +66,16 @@ def test_the_background_has_no_say_in_what_is_made_straight(tmp_path, nothing):
     assert inner[0] - 1 <= straight.data[brain].min() <= straight.data[brain].max() <= inner[1]
 
 
-@pytest.mark.parametrize("axis", [0, 1, 2])
-def test_a_brain_that_the_field_of_view_cuts_off_stays_as_it_is(tmp_path, axis):
+@pytest.mark.parametrize(
+    ("axis", "below", "turned"),
+    [(0, False, False), (1, False, False), (2, False, False), (0, True, False), (1, True, False), (2, True, True)],
+)
+def test_a_brain_that_the_field_of_view_cuts_off_stays_as_it_is_but_for_its_neck(tmp_path, axis, below, turned):
     data, affine = brain_array((2.0, 2.0, 2.0))
-    inside = np.flatnonzero(data.any(tuple({0, 1, 2} - {axis})))
-    volume, stack = read(tmp_path, data.take(range(inside[-1] - 7), axis), affine)
-    assert straighten(volume, stack, TILT) is None
+    first, *_, last = np.flatnonzero(data.any(tuple({0, 1, 2} - {axis})))
+    kept = range(first + 7, data.shape[axis]) if below else range(last - 7)
+    volume, stack = read(tmp_path, data.take(kept, axis), affine)
+    assert (straighten(volume, stack, TILT) is not None) == turned
 
 
 def test_thick_slices_stay_as_they_are(tmp_path):
