@@ -101,6 +101,25 @@ def test_what_is_cut_off_while_it_replaces_is_not_taken_for_finished(found, tmp_
     assert other.mask.sum() != result.mask.sum()
 
 
+def test_only_outputs_of_this_very_volume_bundle_threshold_and_version_are_finished(found, tmp_path, monkeypatch):
+    _, bundle, backend = found
+    out, scan = tmp_path / "out", tmp_path / "scan.nii"
+    record = write_outputs(*found, out, "scan", picture=False)
+
+    def finished(bundle=bundle, threshold=None, picture=False):
+        return finished_record(scan, bundle, backend, out, "scan", threshold=threshold, picture=picture)
+
+    assert finished() == finished(threshold=bundle.calibration.threshold) == record
+    assert finished(threshold=bundle.calibration.threshold + 0.1) is None
+    assert finished(replace(bundle, digest="0" * 64)) is None
+    assert finished(picture=True) is None
+    with monkeypatch.context() as patched:
+        patched.setattr(outputs, "__version__", "0.0")
+        assert finished() is None
+    scan.write_bytes(scan.read_bytes()[:-1] + b"\1")
+    assert finished() is None
+
+
 def test_what_cannot_be_replaced_whole_stays_as_it_was(found, tmp_path, monkeypatch):
     out = tmp_path / "out"
     write_outputs(*found, out, "scan")
