@@ -22,6 +22,10 @@ def test_the_gaussian_matrix_is_scipys_gaussian_filter(sigma):
     np.testing.assert_allclose(gaussian_matrix(50, sigma) @ values, expected, atol=1e-12)
 
 
+def test_a_gaussian_of_no_width_changes_nothing():
+    np.testing.assert_array_equal(gaussian_matrix(5, 0), np.eye(5))
+
+
 def test_the_upsampling_matrix_is_torchs_half_pixel_interpolation():
     torch = pytest.importorskip("torch")
     values = torch.randn(1, 1, 24, dtype=torch.float64)
@@ -65,6 +69,16 @@ def test_cells_of_a_part_of_the_depth_reach_as_far_as_the_gaussian_on_both_sides
     np.testing.assert_allclose(found, reached, atol=1e-5)
 
 
+def test_a_map_in_the_native_grid_is_one_matrix_an_axis_of_a_gaussian_in_millimetres():
+    axes = (AxisMap(40, 2.3, 1.0), AxisMap(50, 1.9, -3.0), AxisMap(30, 1.6, 2.0))
+    maps = np.random.default_rng(5).normal(size=(2, 7, 12, 12)).astype(np.float32)
+    slabs = Placement(GridConfig(plane=96, depth=48), axes).native_slabs(maps, 4, 2.5)
+    found = np.concatenate([part for _, part in slabs], axis=2)
+    along = (outward_matrix(axis, 0, 96, 12, 2.5) for axis in axes[:2])
+    expected = np.einsum("nzyx,ax,by,cz->nabc", maps, *along, outward_matrix(axes[2], 12, 33, 7, 2.5))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("native", [20, 400])
 def test_voxels_are_seen_whose_centres_lie_in_the_grid(native):
     grid = GridConfig(plane=96, depth=48)
@@ -93,6 +107,12 @@ def test_a_window_is_computed_when_it_has_a_part_of_a_brain_s_voxels(low, high, 
     depth = AxisMap(600 * voxels, scale, 0.5 * scale - 0.5 - 40)
     box = (slice(0, 1), slice(0, 1), slice((low + 40) * voxels, (high + 40) * voxels))
     assert Placement(grid, (depth, depth, depth)).windows_with(box) == expected
+
+
+def test_a_thick_voxel_reaches_into_windows_on_both_sides_of_its_centre():
+    depth = AxisMap(20, 4.0, 1.5)  # from the grid's own first face on
+    box = (slice(0, 1), slice(0, 1), slice(2, 4))  # 8 to 16 mm
+    assert Placement(GridConfig(plane=96, depth=48), (depth, depth, depth)).windows_with(box) == (2, 6)
 
 
 def test_resampling_in_at_equal_voxel_size_is_a_crop():
