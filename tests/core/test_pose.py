@@ -41,6 +41,7 @@ def of(size, **options):
     [
         (np.pad(cuboid((40, 50, 40))[8:48, 8:58, 8:48], 1), (4, 4, 4), "no uniform background"),  # 86 % of it
         (np.random.default_rng(0).uniform(1, 2, (40, 48, 40)), (4, 4, 4), "no uniform background"),
+        (np.random.default_rng(0).integers(1, 6, (40, 48, 40)), (2, 2, 2), "no uniform background"),  # 80 % of it
         (cuboid((15, 17, 15)), (4, 4, 4), "245 ml of it differ"),
         (cuboid((40, 45, 22)), (4, 4, 4), "2534 ml of it differ"),
         (cuboid((40, 34, 20)), (4, 4, 4), "is 160 mm from left to right and 136 mm from back to front"),
@@ -80,6 +81,14 @@ def test_what_lies_apart_before_or_behind_does_not_count_as_the_brain_s_end(end)
     data[30:34, 30:34, 1 if end == 0 else -2] = 5
     _, _, z = brain_sides(data != 0, (4.0, 4.0, 4.0))
     assert (z.low, z.high, z.apart) == (8, 28, 16)
+
+
+@pytest.mark.parametrize("end", [0, -1])
+def test_what_lies_apart_at_the_border_cuts_no_brain_off(end):
+    data = cuboid((40, 45, 20))
+    data[20:36, 20:36, end] = 5  # 4096 mm^2
+    _, _, z = brain_sides(data != 0, (4.0, 4.0, 4.0))
+    assert (z.low, z.high, z.low_cut, z.high_cut, z.apart) == (8, 28, False, False, 256)
 
 
 def test_parts_that_are_both_large_are_one_brain():
