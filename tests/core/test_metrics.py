@@ -140,10 +140,11 @@ def test_dice_of_two_empty_masks_is_an_error():
         dice(np.zeros(3), np.zeros(3))
 
 
-def test_best_dice_threshold_is_the_best_of_all():
-    rng = np.random.default_rng(3)
-    masks = [rng.random(80) < share for share in (0.2, 0.4)]
-    scores = [(rng.normal(size=80) + mask).astype(np.float32) for mask in masks]
+@pytest.mark.parametrize("seed", range(8))
+def test_best_dice_threshold_is_the_best_of_all(seed):
+    rng = np.random.default_rng(seed)
+    masks = [rng.random(size) < share for size, share in ((80, 0.2), (300, 0.1))]
+    scores = [(rng.normal(size=mask.size) + mask).astype(np.float32) for mask in masks]
 
     def mean_dice(threshold):
         return np.mean([dice(s >= threshold, m) for s, m in zip(scores, masks, strict=True)])
@@ -163,6 +164,8 @@ def test_best_dice_threshold_refuses_volumes_it_cannot_learn_from():
         best_dice_threshold([np.arange(3)] * 2, [np.array([0, 0, 1]), np.zeros(3)])
     with pytest.raises(ValueError, match="at least one"):
         best_dice_threshold([], [])
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        best_dice_threshold([np.array([0, np.nan, 1])], [np.array([0, 0, 1])])
 
 
 def test_pro_of_a_perfect_map_is_one():
