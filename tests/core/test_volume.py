@@ -8,7 +8,7 @@ import re
 import nibabel as nib
 import numpy as np
 import pytest
-from nifti_files import OBLIQUE, SHAPE, save, scan
+from nifti_files import OBLIQUE, PIXDIM, QFORM_CODE, SHAPE, patched, save, scan
 
 from ssn.core.volume import from_canonical, read_volume, write_map
 
@@ -93,6 +93,16 @@ def test_sform_comes_before_qform_before_voxel_sizes_as_in_nibabel(tmp_path, cod
     np.testing.assert_array_equal(written.affine, volume.affine)
     expected_codes = (0, 0) if codes == (9, 9) else codes  # invalid codes mean "unknown" to every reader
     assert (int(written.header["qform_code"]), int(written.header["sform_code"])) == expected_codes
+
+
+@pytest.mark.parametrize(("stored", "meant"), [(0, 1), (7, 1), (1, 1), (-1, -1)])
+def test_a_qform_says_by_its_qfac_how_the_last_axis_runs_and_what_is_no_qfac_counts_as_1(tmp_path, stored, meant):
+    path = save(tmp_path / "qform.nii", scan(), np.diag([1, 1, 2, 1]))
+    path.write_bytes(patched(PIXDIM, "f", stored, plain=patched(QFORM_CODE, "2h", 1, 0, plain=path.read_bytes())))
+    volume = read_volume(path)
+    np.testing.assert_array_equal(volume.affine[:3, :3], np.diag([1, 1, 2 * meant]))
+    write_map(tmp_path / "map.nii", volume.data, volume)
+    np.testing.assert_array_equal(nib.load(tmp_path / "map.nii").affine, volume.affine)
 
 
 def test_slope_and_intercept_are_applied(tmp_path):
