@@ -224,9 +224,13 @@ def test_what_a_header_leaves_open_is_said(tmp_path, qform, sform, doubt):
     assert doubt is None or re.search(doubt, doubts[0])
 
 
-def test_units_other_than_millimetres_are_converted_in_zooms_and_kept_in_the_map(tmp_path):
-    path = save(tmp_path / "metres.nii", scan(), np.diag([0.001, 0.001, 0.002, 1]), xyzt_units=1)
+@pytest.mark.parametrize(
+    ("code", "size", "name"),
+    [(1, 0.001, "meter"), (3, 1000, "micron"), (1 | 8, 0.001, "meter"), (2 | 16, 1, "mm")],  # 8, 16: units of time
+)
+def test_units_other_than_millimetres_are_converted_in_zooms_and_kept_in_the_map(tmp_path, code, size, name):
+    path = save(tmp_path / "scan.nii", scan(), np.diag([size, size, 2 * size, 1]), xyzt_units=code)
     volume = read_volume(path)
     np.testing.assert_allclose(volume.zooms, (1, 1, 2), rtol=1e-6)
     write_map(tmp_path / "map.nii", volume.data, volume)
-    assert nib.load(tmp_path / "map.nii").header.get_xyzt_units()[0] == "meter"
+    assert nib.load(tmp_path / "map.nii").header.get_xyzt_units()[0] == name
