@@ -1,11 +1,22 @@
 import dataclasses
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
 from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, load_bundle
-from ssn.core.engine_record import ENCODER_ENGINE, FLOW_ENGINE, RECORD_FILE, Device, EngineKey, EngineRecord, TensorSpec
+from ssn.core.engine_record import (
+    ENCODER_ENGINE,
+    FLOW_ENGINE,
+    RECORD_FILE,
+    Device,
+    EngineKey,
+    EngineRecord,
+    TensorSpec,
+    parse_record,
+    record_digest,
+)
 from ssn.core.engines import find_engines, read_engine, refusal, refuse_existing_engines, write_engines
 from ssn.core.errors import BundleError, OutputError
 from ssn.core.hashed_files import file_entry
@@ -123,6 +134,30 @@ def test_a_tampered_record_is_reported_with_the_rebuild_command(bundle, written,
     assert len(entry.problem.splitlines()) == 1
     with pytest.raises(BundleError, match=REBUILD):
         read_engine(entry, FLOW_ENGINE)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda r: r["key"].update(builder="other"), "its key makes no sense"),
+        (lambda r: r["key"].update(precision="fp8"), "its key makes no sense"),
+        (lambda r: r["key"].update(max_windows=0), "its key makes no sense"),
+        (lambda r: r["key"].update(compute_capability="9.0"), "compute capability '9.0'"),
+        (lambda r: r["files"].pop(FLOW_ENGINE), "are not an engine's"),
+        (lambda r: r["files"].update({"../other": file_entry(b"1")}), "are not an engine's"),
+        (lambda r: r["files"].update({FLOW_ENGINE: file_entry(b"")}), "no size or hash"),
+        (lambda r: r["onnx"].update({FLOW_FILE: None}), "which graphs"),
+        (lambda r: r["inputs"][FLOW_ENGINE][0].update(dtype="complex64"), "tensor 'features' makes no sense"),
+        (lambda r: r["outputs"][ENCODER_ENGINE][0].update(shape=["x"]), "tensor 'features' makes no sense"),
+    ],
+)
+def test_a_record_that_makes_no_sense_is_refused_though_its_hash_is_right(change, said):
+    graphs = {name: file_entry(name.encode()) for name in (ENCODER_FILE, FLOW_FILE)}
+    stored = dataclasses.asdict(record_for(SimpleNamespace(manifest={"files": graphs})))
+    assert parse_record(stored | {"sha256": record_digest(stored)}).key == KEY
+    change(stored)
+    with pytest.raises(ValueError, match=said):
+        parse_record(stored | {"sha256": record_digest(stored)})
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[1]", b"\xff\xfe", b"[" * 100_000])
