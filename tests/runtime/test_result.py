@@ -28,8 +28,8 @@ class Answer:
 
     max_slices = None
 
-    def __init__(self, below=-1.0, above=-1.0):
-        self.below, self.above = below, above
+    def __init__(self, below=-1.0, above=-1.0, a_place=0.0):
+        self.below, self.above, self.a_place = below, above, a_place
 
     def describe(self):
         return {"backend": "answer", ALIGNED: 0.5}
@@ -37,7 +37,7 @@ class Answer:
     def run(self, batches, times):
         for batch in batches:
             high = batch.places // CELLS**2 >= GRID.windows // 2
-            yield np.where(high, self.above, self.below).astype(np.float32)
+            yield (np.where(high, self.above, self.below) - self.a_place * batch.places).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,13 @@ def test_a_volume_s_score_is_ranked_among_the_healthy_ones(scan, bundle, score, 
     found = infer_volume(scan, bundle, Answer(-score / 2, -score / 2))
     assert found.score == pytest.approx(score, rel=1e-4)
     assert (found.p_value, found.abnormal) == (pytest.approx(p_value), abnormal)
+
+
+def test_a_volume_s_score_is_of_a_millilitre_whatever_its_voxels(scan, bundle):
+    found = infer_volume(scan, bundle, Answer(a_place=0.01))
+    highest = np.sort(found.score_map[found.brain])
+    assert found.score == pytest.approx(highest[-6:].mean(), rel=1e-5), "voxels of 0.18 ml"
+    assert found.score > 1.01 * highest[-1000:].mean()
 
 
 def test_a_volume_that_scores_as_the_highest_healthy_one_is_as_healthy(scan, bundle):
