@@ -116,11 +116,18 @@ def test_the_hidden_layer_is_as_wide_as_the_input_unless_told():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"plane_channels": 6}, {"depth_channels": 3}, {"plane_channels": -4}, {"blocks": 0}, {"clamp": 0}],
+    [
+        {"features": 1},
+        {"plane_channels": 6},
+        {"depth_channels": 3},
+        {"plane_channels": -4},
+        {"blocks": 0},
+        {"clamp": 0},
+    ],
 )
 def test_impossible_shapes_are_refused(wrong: dict[str, int]):
     with pytest.raises(ValueError, match="got"):
-        FlowConfig(features=6, **wrong)
+        FlowConfig(**{"features": 6, **wrong})
 
 
 def test_a_flow_without_code_is_a_flow_of_the_features_alone():

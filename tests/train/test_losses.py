@@ -235,3 +235,16 @@ def test_missing_noised_samples_and_unknown_losses_are_errors():
         total_loss("triplet", torch.zeros(2), None, epoch=0)
     with pytest.raises(ValueError, match="unknown loss"):
         total_loss("hinge", torch.zeros(2), None, epoch=0)
+
+
+def test_hard_run_goes_on_with_both_terms_of_the_normalised_log_likelihoods():
+    true, noised = torch.linspace(-8, 2, 40), torch.linspace(-12, 1, 30)
+    parts = hard_separation(torch.cat([true, noised]) / NORMALISER, torch.arange(70) >= 40)
+    assert min(parts) > 0
+    torch.testing.assert_close(total_loss("hard", true, noised, epoch=1), likelihood_loss(true) + sum(parts))
+    torch.testing.assert_close(total_loss("hard", true, None, epoch=0), likelihood_loss(true))
+
+
+def test_the_rank_of_the_boundary_is_rounded_down():
+    assert boundaries(torch.arange(39.0)).normal == 1
+    assert boundaries(torch.arange(40.0)).normal == 2
