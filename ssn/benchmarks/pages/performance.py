@@ -64,9 +64,10 @@ def _parts(
         yield (
             "Time from the file to the map, before and after each step, and what it does to accuracy. A step is in the "
             "product if it is faster and accuracy is kept: AUPRC falls by 0.005 at most, maps correlate with 0.999 or "
-            "more, and the volume's score changes by 1 % at most. AUPRC is the packaged model's, the mean over "
-            f"{_lesioned(results)} synthetic volumes with lesions that the model was not made with; of steps that need "
-            "another training, mean and spread over seeds at the ablation's scale; random weights have none."
+            "more, and the volume's score changes by 1 % at most. AUPRC is that of the model packaged at that commit, "
+            f"the mean over {_lesioned(results)} synthetic volumes with lesions that the model was not made with; of "
+            "steps that need another training, mean and spread over seeds at the ablation's scale; random weights have "
+            "none."
         )
         yield markdown(steps)
     cohorts = cohort_table(results)
@@ -103,7 +104,8 @@ def _accuracy(row: Mapping[str, Any], accuracy: Mapping[str, Any] | None) -> str
     known = accuracy_of(row, accuracy)
     if not known:
         return f"Weights of {row['method']} and of all 3D networks are random here, so they have no accuracy."
+    which = ", as packaged at that commit," if accuracy is None else ""
     return (
-        f"Accuracy of {row['method']} on held-out lesions: voxel AUROC {number(known['auroc'])}, AUPRC "
+        f"Accuracy of {row['method']}{which} on held-out lesions: voxel AUROC {number(known['auroc'])}, AUPRC "
         f"{number(known['auprc'])}, Dice {number(known['dice'])}; 3D networks have random weights, so none."
     )
