@@ -134,7 +134,7 @@ def test_what_is_larger_than_any_brain_is_called_a_head_with_its_skull_and_what_
     for factor, named in ((1.5, True), (0.4, False)):
         with pytest.raises(VolumeError, match="a brain has 250 to 2500 ml") as caught:
             look(tmp_path, DATA, AFFINE @ np.diag([factor, factor, factor, 1]))
-        assert ("not skull-stripped: extract the brain (for example with HD-BET" in str(caught.value)) == named
+        assert ("not skull-stripped: extract the brain (for example with deepbet" in str(caught.value)) == named
 
 
 @pytest.mark.parametrize(("factor", "doubted"), [(1.0, False), (0.5, True)])
