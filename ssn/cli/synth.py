@@ -50,6 +50,11 @@ def synth(
         with progress_bar() as bar:
             task = bar.add_task("subjects", total=len(records))
             table = write_cohort(
-                output, records, scan=scan, workers=workers, progress=lambda done: bar.update(task, completed=done)
+                output,
+                records,
+                scan=scan,
+                workers=workers,
+                doubted=lambda line: typer.echo(f"Warning: {line}", err=True),
+                progress=lambda done: bar.update(task, completed=done),
             )
         typer.echo(f"{len(records)} subjects: {table}")

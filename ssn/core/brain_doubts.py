@@ -27,6 +27,11 @@ def brain_doubts(volume: Volume, look: Look) -> list[str]:
     return found + _pose_doubts(volume, sides) + _unseen_doubts(look.unseen * volume.voxel_ml)
 
 
+def doubts_as_it_lies(volume: Volume, stack: SliceStack) -> list[str]:
+    """Say what is doubtful about a volume that is compared with none: its header and its brain."""
+    return [*volume.doubts, *brain_doubts(volume, Look.as_it_lies(stack))]
+
+
 def _rim_doubts(volume: Volume, stack: SliceStack, sides: tuple[Side, Side, Side]) -> list[str]:
     """Interpolation after skull stripping makes waves around the brain, and all that isn't background is brain."""
     nothing = np.float32(background(volume.data)[0])

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssn.core.atomic import printable
+from ssn.core.brain_doubts import doubts_as_it_lies
 from ssn.core.errors import SsnError
 from ssn.core.geometry import GridConfig
 from ssn.core.likeness import block_edges, grey_blocks, unlike_the_rest
@@ -40,6 +41,7 @@ class CaseFacts:
     shape, zooms : in canonical axis order, zooms in mm; () for an image that cannot be read, or a 2D one's zooms
     lesion_ml : None without a mask
     contents : hash of the voxels, whatever the file's compression
+    doubts : about its header and its brain
     """
 
     name: str
@@ -50,6 +52,7 @@ class CaseFacts:
     zooms: tuple[float, ...]
     lesion_ml: float | None
     contents: str
+    doubts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,7 @@ def check_data(
         found, wrong, look = _read_picture(case) if dataset.flat else _read_case(case)
         facts.append(found)
         problems += wrong
+        notes += [f"{printable(case.name)}: {doubt}" for doubt in found.doubts]
         if look is not None:
             looks[case.contrast][case.name] = look
         progress(index + 1, len(dataset.cases))
@@ -141,13 +145,13 @@ def _read_case(case: Case) -> tuple[CaseFacts, list[str], NDArray[np.float32] | 
     problems = header_problems(case)
     shape: tuple[int, ...] = ()
     zooms: tuple[float, ...] = ()
-    contents, lesion_ml, look = "", None, None
+    contents, lesion_ml, look, doubts = "", None, None, []
     try:
         volume = read_volume(case.image)
         shape, zooms = volume.data.shape, tuple(round(z, 4) for z in volume.zooms)
         contents = volume.contents()
         stack = cut_slices(volume, _GRID, _CELLS, thick="middle")
-        look = grey_blocks(stack)
+        look, doubts = grey_blocks(stack), doubts_as_it_lies(volume, stack)
         if case.mask is not None and not problems:
             mask = read_mask(case.mask, shape)
             lesion_ml = round(float(mask.sum()) * volume.voxel_ml, 3)
@@ -157,7 +161,9 @@ def _read_case(case: Case) -> tuple[CaseFacts, list[str], NDArray[np.float32] | 
     except SsnError as error:
         if not problems:  # else the header has said it already
             problems.append(str(error))
-    facts = CaseFacts(case.name, case.subject, case.split, case.contrast, shape, zooms, lesion_ml, contents)
+    facts = CaseFacts(
+        case.name, case.subject, case.split, case.contrast, shape, zooms, lesion_ml, contents, tuple(doubts)
+    )
     return facts, problems, look
 
 

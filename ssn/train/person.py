@@ -19,8 +19,11 @@ from sklearn.mixture import GaussianMixture
 
 from ssn.core.atomic import printable
 from ssn.core.brain_box import brain_box
+from ssn.core.brain_doubts import doubts_as_it_lies
 from ssn.core.errors import DataError
+from ssn.core.geometry import GridConfig
 from ssn.core.pose import find_brain
+from ssn.core.slices import cut_slices
 from ssn.core.volume import Volume, background, read_volume
 from ssn.train.anatomy import TISSUE_SIGNAL, Tissue, draw_coordinates, smooth_field
 from ssn.train.lesions import LesionKind, blend, draw_lesion
@@ -31,6 +34,7 @@ _TISSUES = tuple(mean for mean, _ in TISSUE_SIGNAL["t1"])
 _LEVELS = (0.0, *_TISSUES, 1.4)  # signal: nothing, the tissues, what is brighter
 _BEGIN = (0.06, 0.35, 0.8)  # quantiles of a brain's grey values, where the search for its three tissues begins
 _EVERY = 50  # voxels: what is enough to find them
+_CELLS = 48  # a row of a slice, for the doubts alone
 _FIELD_MM = 20.0  # Gaussian that leaves the receiver's field of white matter
 
 
@@ -47,6 +51,7 @@ class Person:
     field : (X, Y, Z), of the receiver: white matter here, relative to all white matter
     affine : (4, 4), voxel indices to world millimetres
     contents : digest of the scan's voxels
+    doubts : about the scan's header and brain
     """
 
     image: NDArray[np.float32]
@@ -56,6 +61,7 @@ class Person:
     field: NDArray[np.float32]
     affine: NDArray[np.float64]
     contents: str
+    doubts: tuple[str, ...]
 
     @classmethod
     def read(cls, path: Path) -> Person:
@@ -69,6 +75,7 @@ class Person:
             If its tissue cannot be told.
         """
         volume = read_volume(path)
+        doubts = doubts_as_it_lies(volume, cut_slices(volume, GridConfig(), _CELLS, thick="middle"))
         data, brain, affine = _at_one_millimetre(volume, find_brain(volume))
         parts, _ = ndimage.label(brain)
         brain = parts == np.bincount(parts[brain]).argmax()
@@ -87,7 +94,7 @@ class Person:
         field /= (ndimage.gaussian_filter(solid, _FIELD_MM) + np.float32(1e-6)) * np.float32(white)
         means = (0.0, fluid, grey, white, white + 2 * (white - grey))
         coefficients = ndimage.spline_filter(data, 3, np.float32)
-        return cls(coefficients, brain, means, fractions, field, affine, volume.contents())
+        return cls(coefficients, brain, means, fractions, field, affine, volume.contents(), tuple(doubts))
 
     def subject(self, seed: int, *, lesion: LesionKind | None = None, tilt_degrees: int = 0) -> Subject:
         """Make one subject. The same seed with another `lesion` (or none) is the same brain and acquisition."""

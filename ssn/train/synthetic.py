@@ -137,6 +137,7 @@ def write_cohort(
     *,
     scan: Path | None = None,
     workers: int = 1,
+    doubted: Callable[[str], None] = lambda line: None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Path:
     """Make every subject that is not there yet and write `cohort.csv`; returns its path.
@@ -146,6 +147,7 @@ def write_cohort(
     Parameters
     ----------
     scan : of a healthy head, T1-weighted, that all are made from (`ssn.train.person`) and not from a template
+    doubted : gets a line for each doubt about the scan, which all subjects inherit
     progress : gets the number of subjects done
 
     Raises
@@ -159,6 +161,8 @@ def write_cohort(
     table = folder / COHORT_FILE
     there = read_cohort(table) if table.exists() else []
     if scan:
+        for doubt in _person(scan).doubts:
+            doubted(f"{printable(scan)}: {doubt}")
         told = _person(scan).contents[:12]  # by its name alone, one brain.nii.gz would be taken for another
         records = [replace(record, template=f"{record.template}@{told}") for record in records]
         if other := next((record.contrast for record in records if record.contrast != "t1"), None):

@@ -43,6 +43,23 @@ def test_shapes_voxel_sizes_contrasts_and_lesions_are_listed(tmp_path):
     assert report["cases"][0]["lesion_ml"] == pytest.approx(4 / 3 * np.pi * 1.6**3, rel=0.2)
 
 
+def test_a_head_whose_top_is_cut_off_and_a_header_without_left_are_noted(tmp_path):
+    folder = ixi(tmp_path, subjects=6)
+    first, second = sorted(folder.iterdir())[:2]
+    image = nib.load(first)
+    data = np.asarray(image.dataobj)
+    nib.save(nib.Nifti1Image(data[:, :, : np.flatnonzero(data.any((0, 1)))[-1] - 4], image.affine), first)
+    image = nib.load(second)
+    image.set_sform(None, 0), image.set_qform(None, 0)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), None, image.header), second)
+    report = json.loads(check(folder, "--json").stdout)
+    assert report["problems"] == []
+    top = [note for note in report["notes"] if "the top of the head is cut off" in note]
+    left = [note for note in report["notes"] if "its header does not say how it lies" in note]
+    assert [note.split(":")[0] for note in top + left] == [case["name"] for case in report["cases"][:2]]
+    assert any("the top of the head" in doubt for doubt in report["cases"][0]["doubts"])
+
+
 def test_a_volume_of_another_contrast_and_a_turned_one_are_noted_though_their_names_say_nothing(tmp_path):
     folder = ixi(tmp_path, subjects=6)
     first, second = sorted(folder.iterdir())[:2]

@@ -145,6 +145,18 @@ def test_a_scan_cropped_to_its_brain_has_subjects_as_whole_as_another(person, sc
         assert max(np.count_nonzero(face) for face in faces) < 50
 
 
+def test_what_is_doubtful_about_a_scan_is_said_because_all_its_subjects_inherit_it(scan, tmp_path):
+    assert Person.read(scan).doubts == ()
+    image = nib.as_closest_canonical(nib.load(scan))
+    data = np.asarray(image.dataobj)
+    low, high = np.flatnonzero(data.any((0, 1)))[[0, -1]]
+    nib.save(image.slicer[:, :, low : high - 6], tmp_path / "cut.nii.gz")
+    sizes = ("--train", 1, "--calibration", 0, "--validation", 0, "--test", 0)
+    result = run(app, "synth", "-o", tmp_path / "cohort", "--template", tmp_path / "cut.nii.gz", *sizes)
+    assert result.exit_code == 0, result.stderr
+    assert f"Warning: {tmp_path / 'cut.nii.gz'}: the top of the head is cut off" in result.stderr
+
+
 def test_a_head_whose_tissue_is_all_alike_is_refused_and_leaves_nothing(tmp_path):
     brain = np.zeros((50, 60, 50), np.float32)
     brain[8:42, 8:52, 8:42] = 500 + np.random.default_rng(0).normal(0, 2, (34, 44, 34))
