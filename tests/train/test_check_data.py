@@ -243,3 +243,26 @@ def test_a_mask_that_marks_nothing_is_refused_before_anything_is_measured(tmp_pa
         mask(seg(tmp_path, number), 0.0)
     with pytest.raises(DataError, match=r"seg\.nii\.gz: marks nothing"):
         open_split(tmp_path, "test")
+
+
+def test_a_mask_lies_elsewhere_when_a_corner_is_more_than_half_a_voxel_s_shortest_edge_away(tmp_path):
+    data, zooms = np.ones((20, 20, 8), np.uint8), (2.0, 2.0, 8.0)
+    save(tmp_path / "i.nii", data, np.diag([*zooms, 1]))
+
+    def lies(affine, unit="mm"):
+        image = nib.Nifti1Image(data, affine)
+        image.header.set_xyzt_units(unit)
+        nib.save(image, tmp_path / "m.nii")
+        problems = header_problems(Case(tmp_path / "i.nii", "i", "i", "test", tmp_path / "m.nii"))
+        assert all("the mask lies elsewhere" in problem for problem in problems)
+        return not problems
+
+    def shifted(x):
+        affine = np.diag([*zooms, 1])
+        affine[0, 3] = x
+        return affine
+
+    assert lies(shifted(0.9))
+    assert not lies(shifted(1.1)), "half of 2 mm, not of 8"
+    assert not lies(np.diag([2.2, 2.0, 8.0, 1])), "one corner is where it was"
+    assert lies(np.diag([2000.0, 2000.0, 8000.0, 1]), "micron"), "the same places in another unit"
