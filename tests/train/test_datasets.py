@@ -77,6 +77,11 @@ def test_a_table_says_everything_itself(tmp_path):
     assert (second.mask, second.lesion, second.subject) == (tmp_path / "m.nii.gz", "stroke", "b")
 
 
+def test_splits_are_the_same_on_every_machine_and_in_every_version():
+    found = split_subjects([f"s{i}" for i in range(10)], "calibration", "train", 0.2)
+    assert [name for name, split in found.items() if split == "calibration"] == ["s1", "s5"]
+
+
 def test_splits_hardly_change_when_a_subject_is_added():
     names = [f"s{i}" for i in range(40)]
     before = split_subjects(names, "calibration", "train", 0.2)
