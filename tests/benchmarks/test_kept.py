@@ -92,6 +92,10 @@ def test_other_volumes_masks_slices_or_settings_are_measured_anew(splits, tmp_pa
         folder.paths(replace(splits, test=splits.test[:1]), {"t": 12})["z"],
         folder.paths(replace(splits, controls={"there": splits.controls["elsewhere"]}), {"t": 12})["z"],
         kept(tmp_path, z={"sigma": 3.0}).paths(splits, {"t": 12})["z"],
+        *(
+            folder.paths(replace(splits, test=[replace(splits.test[0], **other), splits.test[1]]), {"t": 12})["z"]
+            for other in ({"lesion": "tumour"}, {"volume_ml": 3.0}, {"name": "u"})
+        ),
     ]
     mask(splits.test[0].mask, radius=20.0)
     paths.append(folder.paths(splits, {"t": 12})["z"])
