@@ -9,6 +9,7 @@ from ssn.train.datasets import (
     of_contrast,
     open_healthy,
     open_measured,
+    open_split,
     read_dataset,
     recognise,
     refuse_shared,
@@ -49,6 +50,15 @@ def test_what_is_measured_on_is_checked_by_header_and_mask(tmp_path):
         mask(folder / f"BraTS2021_0000{number}" / f"BraTS2021_0000{number}_seg.nii.gz", 0.0)
     with pytest.raises(DataError, match=r"_seg\.nii\.gz: marks nothing"):
         open_measured(folder)
+
+
+def test_what_is_wrong_with_the_whole_data_set_is_refused_whichever_split_is_opened(tmp_path, cohort):
+    volume(plain(tmp_path / "folder") / "h0_mask.nii.gz")
+    with pytest.raises(DataError, match=r"h0_mask\.nii\.gz: looks like a mask among the images"):
+        open_split(tmp_path / "folder", "train")
+    twice = ("t.nii,,train,anna", "c.nii,,calibration,bert", "./t.nii,,calibration,carl")
+    with pytest.raises(DataError, match=r"\./t\.nii: is listed more than once"):
+        open_split(table(tmp_path, *twice, columns="image,mask,split,subject"), "train")
 
 
 def test_healthy_volumes_are_those_without_a_mask_of_whatever_split(cohort):
