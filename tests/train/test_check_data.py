@@ -78,6 +78,25 @@ def test_a_volume_of_another_contrast_and_a_turned_one_are_noted_though_their_na
     assert report["problems"] == []
 
 
+def test_contrasts_are_compared_with_their_own_and_one_can_be_chosen(tmp_path):
+    for path in ixi(tmp_path, subjects=5, contrasts=("T1", "T2")).glob("*-T2.nii.gz"):
+        image = nib.load(path)
+        data = np.asarray(image.dataobj)
+        nib.save(nib.Nifti1Image(np.where(data > 0, data.max() + 1 - data, 0), image.affine), path)
+    whole, chosen = (json.loads(check(tmp_path, *given, "--json").stdout) for given in ((), ("--contrast", "T2")))
+    assert whole["notes"] == ["several contrasts (t1, t2): other commands take one, with --contrast"]
+    assert whole["summary"]["contrasts"] == {"t1": 5, "t2": 5}
+    assert (chosen["summary"]["contrasts"], chosen["notes"]) == ({"t2": 5}, [])
+
+
+def test_a_mask_that_marks_nothing_is_no_lesion_and_pictures_need_no_training_split(tmp_path):
+    volume(tmp_path / "a.nii.gz", 1), mask(tmp_path / "m.nii.gz", 0.0)
+    report = json.loads(check(table(tmp_path, "a.nii.gz,m.nii.gz,train"), "--json").stdout)
+    assert (report["cases"][0]["lesion_ml"], report["summary"]["with_lesion"]) == (0.0, 0)
+    tumours = br35h(tmp_path / "2d", normals=0, variant=True) / "Br35H-Mask-RCNN"
+    assert json.loads(check(tumours, "--json").stdout)["notes"] == []
+
+
 def rename(path, name):
     path.rename(path.with_name(name))
 
