@@ -109,7 +109,12 @@ def other_shape(path):
     brain_file(path, (5.0, 6.0, 6.0))
 
 
-def fill(path, value=1.0):
+def mark(path, where):
+    image = nib.load(path.with_name(path.name.replace("seg", "t1")))
+    save(path, where(np.asarray(image.dataobj)), image.affine, dtype=np.uint8)
+
+
+def fill(path, value):
     image = nib.load(path)
     save(path, np.full(image.shape, value), image.affine, dtype=np.float32)
 
@@ -148,7 +153,8 @@ BROKEN = {
     "a mask without lesion": (brats, lambda d: mask(seg(d, 3), 0.0), "00003_seg"),
     "a soft mask": (brats, lambda d: fill(seg(d, 3), 0.4), "00003_seg"),
     "a mask with NaN": (brats, lambda d: fill(seg(d, 3), np.nan), "00003_seg"),
-    "a mask of the whole brain": (brats, lambda d: fill(seg(d, 3)), "00003_seg"),
+    "a mask of the whole brain": (brats, lambda d: mark(seg(d, 3), lambda grey: grey > 0), "00003_seg"),
+    "a mask of nothing in the brain": (brats, lambda d: mark(seg(d, 3), lambda grey: grey == 0), "00003_seg"),
     "no image at all": (br35h, lambda d: (d / "no/no1.jpg").write_text("hello"), "no1.jpg"),
     "an image in two splits": (br35h, lambda d: shutil.copy(d / "no/no1.jpg", d / "yes/y9.jpg"), "y9.jpg"),
 }
