@@ -43,7 +43,7 @@ def _chosen(side: slice, peak: int) -> list[int]:
     low, high = side.start, side.stop - 1
     chosen = [int(low + (high - low) * share) for share in np.linspace(0.12, 0.88, _COLUMNS)]
     chosen[int(np.argmin([abs(index - peak) for index in chosen]))] = peak
-    return sorted(chosen)
+    return chosen
 
 
 def _edges(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -22,7 +22,7 @@ LESION = tuple(LESION_AT)  # right, front, up
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
-    """A map that is high in the lesion, warm halfway to the threshold in all of the left half, and 0 elsewhere."""
+    """A map that is high in the lesion, warm below the threshold in all of the left half, and 0 elsewhere."""
     data, affine = brain_array((3.0, 3.0, 4.0))
     volume = read_volume(save(tmp_path_factory.mktemp("scan") / "scan.nii", data, affine))
     x = affine[0, 0] * np.arange(data.shape[0]) + affine[0, 3]
@@ -48,7 +48,7 @@ def voxel(result, place):
 def colour(tile):
     """Where a tile is not grey, and where it is the outline."""
     pixels = np.asarray(tile, int)
-    return np.ptp(pixels, axis=-1) > 40, (pixels == montage._OUTLINE).all(-1)
+    return np.ptp(pixels, axis=-1) > 8, (pixels == montage._OUTLINE).all(-1)
 
 
 @pytest.mark.parametrize(("axis", "right", "up"), [(axis, right, up) for _, axis, right, up, _ in montage._ROWS])
@@ -62,7 +62,7 @@ def test_the_right_the_front_and_the_top_of_a_head_are_where_the_letters_say(res
     rows, columns = np.nonzero(outline)
     assert columns.mean() / tile.width == pytest.approx(0.5 + LESION[right] / width, abs=0.04)
     assert rows.mean() / tile.height == pytest.approx(0.5 - LESION[up] / height, abs=0.04)
-    assert coloured[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1].sum() > 0.9 * coloured.sum()
+    assert coloured[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1].sum() > 0.8 * coloured.sum()
 
 
 def test_what_is_far_below_the_threshold_keeps_its_grey_and_all_above_it_is_coloured(result):
@@ -73,8 +73,9 @@ def test_what_is_far_below_the_threshold_keeps_its_grey_and_all_above_it_is_colo
     centre = int(rows.mean()), int(columns.mean())
     assert coloured[centre], "in the lesion"
     assert not outline[centre], "a line around it"
-    assert not coloured[:, : tile.width // 2].any(), "half of the threshold"
+    assert not coloured[:, : tile.width // 2].any(), "well below the threshold"
     assert tuple(np.asarray(tile)[0, 0]) == montage._BACKGROUND
+    assert np.asarray(tile)[80:140, 40:80].std() > 3, "the scan is seen"
 
 
 def test_the_slice_of_the_peak_is_shown_among_slices_that_spread_over_the_brain():
@@ -88,10 +89,11 @@ def test_the_slice_of_the_peak_is_shown_among_slices_that_spread_over_the_brain(
 
 
 def test_the_sheet_says_the_verdict_and_shows_the_lesion_in_each_row(result, bundle, monkeypatch):
-    texts, draw = [], ImageDraw.ImageDraw.text
+    texts, heights, draw = [], {}, ImageDraw.ImageDraw.text
 
     def noted(self, at, text, *more, **how):
         texts.append(text)
+        heights[text] = round(at[1])
         draw(self, at, text, *more, **how)
 
     monkeypatch.setattr(ImageDraw.ImageDraw, "text", noted)
@@ -106,5 +108,8 @@ def test_the_sheet_says_the_verdict_and_shows_the_lesion_in_each_row(result, bun
     outline = (np.asarray(sheet, int) == montage._OUTLINE).all(-1)
     rows = outline[montage._TOP :, montage._LEFT : -montage._RIGHT].any(1)
     assert np.count_nonzero(np.diff(rows.astype(int)) == 1) == 3, "once in each row of tiles"
+    bar = np.asarray(sheet, int)[:, -montage._RIGHT + 22]
+    assert bar[heights["9.0"] + 1].sum() > bar[heights["4.0"] + 5].sum() > bar[heights["4.0"] + 15].sum()
+    assert tuple(bar[heights["4.0"]]) == montage._OUTLINE, "the threshold's line stands at its number"
     draw_montage(replace(result, abnormal=False), bundle)
     assert "within the range of" in " ".join(texts)
