@@ -1,12 +1,14 @@
 """What is measured of a map against its mask, and what a summary makes of many volumes."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from brains import save
 
 from ssn.core.errors import DataError
+from ssn.train import evaluate
 from ssn.train.cases import Case
 from ssn.train.evaluate import ScoredVolume, VolumeAccuracy, measure_volume, summarise, validation_threshold
 
@@ -66,6 +68,23 @@ def test_the_threshold_is_chosen_on_the_volumes_that_have_a_lesion(scored, lesio
     assert level < 0.5 <= np.nextafter(np.float32(level), np.float32(1))
     with pytest.raises(DataError, match="no validation volume has a lesion"):
         validation_threshold(method, [healthy])
+
+
+@pytest.mark.parametrize("turn", [None, "turned by 9 degrees"])
+def test_features_of_a_volume_that_was_straightened_are_not_kept_as_those_of_its_file(scored, monkeypatch, turn):
+    asked = []
+
+    def features(path, stack, *, keep):
+        asked.append((path, stack, keep))
+
+    look = SimpleNamespace(turn=turn, stack="its slices", read=scored, score_map=lambda *given: scored.score_map)
+    monkeypatch.setattr(evaluate, "FeatureReader", lambda network, cache: SimpleNamespace(features=features))
+    monkeypatch.setattr(evaluate, "read_volume", lambda path: SimpleNamespace(voxel_ml=VOXEL_ML))
+    monkeypatch.setattr(evaluate, "look_at", lambda volume, cut, calibration: look)
+    monkeypatch.setattr(evaluate, "detector_log_likelihood", lambda detector, found: (None, None))
+    method = evaluate.DetectorMethod(SimpleNamespace(network=None), SimpleNamespace(threshold=2.0))
+    assert method("scan.nii").voxel_ml == VOXEL_ML
+    assert asked == [("scan.nii", "its slices", turn is None)]
 
 
 def row(lesion, volume_ml, score, auroc=None, false_positive_ml=0.0):

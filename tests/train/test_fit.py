@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from ssn.core.bundle import CALIBRATION_FILE
 from ssn.core.errors import DataError, OutputError
 from ssn.export.onnx import TOLERANCE, export_graphs, measure_parity, random_batches
-from ssn.train import tensor_files
+from ssn.train import features, tensor_files
 from ssn.train.batches import epoch_batches
 from ssn.train.checkpoint import OPTIMISER_FILE, RECORD_FILE, WEIGHTS_FILE, load_checkpoint
 from ssn.train.encoder import EncoderConfig
@@ -104,6 +104,16 @@ def test_features_come_from_the_cache_the_second_time_and_follow_the_encoder(sca
     torch.manual_seed(2)
     other = FeatureReader(FeatureNetwork(TINY, "none").eval(), tmp_path).features(scans[0])
     assert not torch.equal(first.features, other.features)
+
+
+def test_features_that_are_not_to_be_kept_are_neither_written_nor_read(scans, tmp_path, monkeypatch):
+    reader = FeatureReader(FeatureNetwork(TINY, "none").eval(), tmp_path)
+    answers = [
+        VolumeFeatures(torch.full((1, 2), value), torch.zeros(1, dtype=torch.int64)) for value in (1.0, 2.0, 3.0)
+    ]
+    monkeypatch.setattr(features, "compute_features", lambda network, stack: answers.pop(0))
+    found = [reader.features(scans[0], "its slices", keep=keep).features[0, 0] for keep in (False, True, True, False)]
+    assert found == [1, 2, 2, 3]
 
 
 def test_whitened_features_have_mean_0_and_unit_covariance():
