@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -15,7 +16,21 @@ from ssn.cli.export import app
 from ssn.core.bundle import load_bundle
 from ssn.core.errors import DataError
 from ssn.export.check import check_bundle, ways
-from ssn.export.parity import DECIDED_Z, TOLERANCES, Drift, answers, excerpt, excesses, measure, method_of, prepare
+from ssn.export.parity import (
+    DECIDED_Z,
+    TOLERANCES,
+    Answer,
+    Drift,
+    Sample,
+    Tolerance,
+    answers,
+    excerpt,
+    excesses,
+    measure,
+    method_of,
+    prepare,
+    tightened,
+)
 from ssn.export.torch_reference import torch_method
 from ssn.runtime.onnxruntime import OnnxRuntimeBackend
 from ssn.train.checkpoint import save_checkpoint
@@ -129,6 +144,41 @@ def test_lower_precision_never_has_the_narrower_tolerance():
         assert fine.dice > coarse.dice
 
 
+def test_a_share_of_a_tolerance_is_a_share_of_every_change_that_it_allows():
+    assert tightened(Tolerance(0.2, 1.0, 0.9, 0.04), 0.5) == Tolerance(0.1, 0.5, 0.95, 0.02)
+
+
+def hand_made(*maps, voxel_ml=0.5):
+    """Answers whose maps are these values (n,), and samples to which they belong; what is above 1 is the mask."""
+    answer = [Answer(np.arange(2), np.float32([0, 1]), np.float32(one).reshape(-1, 1, 1)) for one in maps]
+    brain = np.ones((len(maps[0]), 1, 1), bool)
+    return answer, [Sample("scan", "0", SimpleNamespace(brain=brain), voxel_ml) for _ in maps]
+
+
+LEVEL = SimpleNamespace(calibration=SimpleNamespace(threshold=1.0))
+
+
+def test_masks_are_compared_over_all_volumes_together_if_they_have_a_millilitre():
+    expected, samples = hand_made([2, 2, 2, 0], [2, 0, 0, 0])
+    found, _ = hand_made([2, 2, 2, 0], [0, 0, 0, 2])
+    assert measure(LEVEL, samples, expected, found).dice == pytest.approx(2 * 3 / 8)
+    _, small = hand_made([2, 2, 2, 0], [2, 0, 0, 0], voxel_ml=0.24)
+    drift = measure(LEVEL, small, expected, found)
+    assert (drift.dice, drift.auroc) == (None, None)
+    assert [text.split()[0] for text in excesses(drift, TOLERANCES["int8"])] == ["map"], "nothing is said of either"
+
+
+def test_the_largest_change_of_any_volume_s_auroc_counts():
+    lesion = np.array([True, False, False, False]).reshape(-1, 1, 1)
+    expected, samples = hand_made([3, 2, 1, 0], [3, 2, 1, 0])
+    found, _ = hand_made([0, 1, 2, 3], [2.5, 2, 1, 0])
+    marked = [replace(sample, lesion=lesion) for sample in samples]
+    assert measure(LEVEL, marked, expected, found).auroc == pytest.approx(1)
+    assert measure(LEVEL, [samples[0], marked[1]], expected, found).auroc == 0
+    found[0].score_map[0] = np.inf
+    assert np.isnan(measure(LEVEL, marked, expected, found).auroc)
+
+
 def test_a_mask_of_another_shape_is_refused(bundle, files, tmp_path):
     other = save(tmp_path / "other.nii.gz", *brain_array((5.0, 5.0, 5.0)))
     with pytest.raises(DataError, match="its own mask"):
@@ -197,6 +247,13 @@ def test_a_mask_that_lies_elsewhere_is_refused(bundle, files, tmp_path):
     other = save(tmp_path / "moved.nii.gz", np.asanyarray(image.dataobj), moved, np.uint8)
     with pytest.raises(DataError, match=r"moved\.nii\.gz: lies elsewhere than .*scan\.nii\.gz"):
         prepare(bundle, files[0], other)
+    for shift in (1.9, 2.1):
+        moved = image.affine.copy()
+        moved[0, 3] += shift
+        save(tmp_path / f"by {shift}.nii.gz", np.asanyarray(image.dataobj), moved, np.uint8)
+    assert prepare(bundle, files[0], tmp_path / "by 1.9.nii.gz").lesion.any(), "less than half of 4 mm"
+    with pytest.raises(DataError, match="lies elsewhere"):
+        prepare(bundle, files[0], tmp_path / "by 2.1.nii.gz")
     turned = image.as_reoriented(np.array([[1, -1], [0, 1], [2, 1]]))  # the same places, another order
     nib.save(turned, tmp_path / "turned.nii.gz")
     assert prepare(bundle, files[0], tmp_path / "turned.nii.gz").lesion.any()
