@@ -1,4 +1,6 @@
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +13,15 @@ from ssn.cli.train import app
 from ssn.core.errors import DataError
 from ssn.train.edc import BATCH_NORM_MOMENTUM, EncoderDecoder, contrast_loss
 from ssn.train.encoder import PAPER, EncoderConfig, build_encoder
-from ssn.train.finetune import ENCODER_FILE, FinetuneOptions, batch_at, finetune
+from ssn.train.finetune import (
+    ENCODER_FILE,
+    NETWORK_FILE,
+    FinetuneOptions,
+    as_input,
+    batch_at,
+    finetune,
+    validation_loss,
+)
 from ssn.train.slice_images import SliceImages, read_slice_images
 
 TINY = EncoderConfig("tf_efficientnet_lite0", out_indices=(1, 2))  # strides 4 and 8; compared at 2, 4 and 8
@@ -36,8 +46,9 @@ def test_the_loss_falls_and_the_encoders_weights_change(images, tmp_path):
     torch.manual_seed(OPTIONS.seed)
     before = EncoderDecoder(TINY, "none").encoder.state_dict()
     losses = []
-    finetune(TINY, images, tmp_path, OPTIONS, weights="none", progress=lambda _, loss: losses.append(loss))
+    curve = finetune(TINY, images, tmp_path, OPTIONS, weights="none", progress=lambda _, loss: losses.append(loss))
     assert losses[-1] < 0.9 * losses[0]
+    assert [point.loss for point in curve] == pytest.approx([np.mean(losses[:3]), np.mean(losses[3:])])
     after = load_file(tmp_path / ENCODER_FILE)
     weights = [name for name in after if name.endswith("weight")]
     assert all(not torch.equal(before[name], after[name]) for name in weights)
@@ -63,9 +74,41 @@ def test_a_resumed_run_ends_in_the_same_weights(images, tuned, tmp_path):
         )
     with pytest.raises(DataError, match="other --encoder-weights"):
         finetune(TINY, images, tmp_path, OPTIONS, resume=True)
-    others = SliceImages(images.train.flip(1), images.validation)
-    with pytest.raises(DataError, match="other slices"):
-        finetune(TINY, others, tmp_path, OPTIONS, weights="none", resume=True)
+    for others in (
+        SliceImages(images.train.flip(1), images.validation), SliceImages(images.train, images.validation.flip(1))
+    ):  # fmt: skip
+        with pytest.raises(DataError, match="other slices"):
+            finetune(TINY, others, tmp_path, OPTIONS, weights="none", resume=True)
+
+
+def test_a_network_of_another_step_than_its_record_is_not_gone_on_with(images, tuned, tmp_path):
+    finetune(TINY, images, tmp_path, replace(OPTIONS, iterations=3), weights="none")
+    shutil.copy(tuned[0] / NETWORK_FILE, tmp_path)
+    with pytest.raises(DataError, match=rf"{NETWORK_FILE}: is from "):
+        finetune(TINY, images, tmp_path, OPTIONS, weights="none", resume=True)
+
+
+def test_a_batch_in_pieces_has_about_the_loss_of_the_whole_and_its_weights_are_kept(images, tmp_path):
+    losses = []
+    for pieces in (1, 2):
+        once = replace(OPTIONS, iterations=1, batch=8, accumulate=pieces)
+        folder = tmp_path / f"{pieces}"
+        curve = finetune(TINY, images, folder, once, weights="none", progress=lambda _, loss: losses.append(loss))
+        assert [point.iteration for point in curve] == [1], "the last step is, whatever lies between two points"
+        assert (folder / ENCODER_FILE).exists()
+    assert losses[1] == pytest.approx(losses[0], rel=0.2)
+    few = SliceImages(images.train[:3], images.validation)
+    with pytest.raises(DataError, match="out of 3 slices cannot be cut into 2 pieces"):
+        finetune(TINY, few, tmp_path / "few", replace(OPTIONS, accumulate=2), weights="none")
+
+
+def test_validation_is_the_mean_over_its_slices_and_leaves_the_network_as_it_is(images):
+    network = EncoderDecoder(TINY, "none").train()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    alone = [validation_loss(network, images.train[i : i + 1], 1) for i in range(3)]
+    assert validation_loss(network, images.train[:3], 2) == pytest.approx(np.mean(alone), rel=1e-4)
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+    assert as_input(torch.full((2, 4, 4), 255, dtype=torch.uint8), torch.device("cpu")).unique().tolist() == [1.0]
 
 
 def test_the_detectors_encoder_takes_the_file(tuned):
