@@ -139,7 +139,18 @@ def test_a_claim_holds_of_nothing_that_was_not_measured(results):
         result = invoke("claim", results, *arguments)
         assert result.exit_code == 1
         assert "memory (VQVAE in onnxruntime" in result.stderr, "it was timed"
-    assert invoke("claim", results, "--against", "UNet <16>", "--of", "memory").exit_code == 0
+    measured = ("--against", "UNet <16>", "--of", "memory")
+    assert invoke("claim", results, *measured).exit_code == 0
+    assert invoke("claim", results, *measured, "--ratio", "9").exit_code == 0, "memory has a ratio of its own"
+    assert invoke("claim", results, *measured, "--memory-ratio", "5").exit_code == 1
+
+
+def test_a_claim_does_not_hold_of_a_slice_pipeline_alone(results):
+    found = json.loads((results / "latency.json").read_text())
+    (results / "latency.json").write_text(json.dumps(found | {"rows": found["rows"][:1]}))
+    result = invoke("claim", results)
+    assert result.exit_code == 1
+    assert "the results hold no comparison" in result.stderr
 
 
 def test_a_claim_is_about_each_named_network_in_each_named_engine(results):

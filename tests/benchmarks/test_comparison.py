@@ -35,6 +35,15 @@ def test_a_ratio_is_undecided_when_its_interval_includes_what_was_asked():
     assert Ratio(4.0, 3.5, 4.5).verdict(3.3) == "holds"
     assert Ratio(3.0, 2.5, 3.2).verdict(3.3) == "does not hold"
     assert Ratio(3.4, 3.1, 3.6).verdict(3.3) == "undecided"
+    assert Ratio(3.4, 3.3, 3.6).verdict(3.3) == "holds", "at least 3.3 times"
+    assert Ratio(3.2, 3.1, 3.3).verdict(3.3) == "undecided"
+
+
+def test_a_ratio_is_of_medians_and_what_disturbs_a_round_disturbs_both():
+    assert Ratio.bootstrap([4.0, 4.2, 90.0], [1.0, 1.0, 1.0]).value == pytest.approx(4.2)
+    slower = np.array([1.0, 2.0, 5.0, 9.0, 17.0])
+    found = Ratio.bootstrap(list(3 * slower), list(slower))
+    assert (found.low, found.high) == (pytest.approx(3), pytest.approx(3))
 
 
 def test_a_bootstrap_interval_holds_the_ratio_and_narrows_with_more_rounds():
