@@ -3,7 +3,10 @@
 import csv
 import os
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote
 
 import numpy as np
@@ -13,8 +16,9 @@ from brains import brain_array, brain_file, save
 from ssn.core.bundle import load_bundle
 from ssn.core.errors import OutputError
 from ssn.runtime.cohort import run_jobs
-from ssn.runtime.jobs import find_jobs
+from ssn.runtime.jobs import Job, Outcome, find_jobs
 from ssn.runtime.onnxruntime import OnnxRuntimeBackend
+from ssn.runtime.overview import write_overview
 
 NAMES = ("a&b <i>#1%20?", 'quote"d', "plain_T2w")
 
@@ -72,6 +76,35 @@ def test_the_page_shows_each_volume_in_the_table_s_order_and_links_to_what_is_th
     assert rows[3]["error"] in text
     assert "1 not computed" in text
     assert "Research use only" in text
+
+
+def outcome(name, score=None, abnormal=False):
+    found = None if score is None else {
+        "volume": {"score": score, "p_value": 0.25, "abnormal": abnormal},
+        "map": {"above_threshold_ml": 12.5, "highest_z": 7.5},
+        "input": {"doubts": ["odd"]},
+    }  # fmt: skip
+    return Outcome(Job(Path(f"{name}.nii"), name), found, None if found else f"{name}: refused", 0.0, 1.0)
+
+
+def test_the_highest_score_comes_first_and_failures_last_and_what_is_above_is_marked(tmp_path, tiny_calibration):
+    outcomes = [outcome("bad"), outcome("low", 1.0), outcome("high", 6.0, abnormal=True), outcome("middle", 3.0)]
+    calibration = replace(tiny_calibration, healthy_scores=np.arange(1, 6, dtype=np.float32))
+    bundle = SimpleNamespace(spec=SimpleNamespace(name="tiny", modality="t1"), calibration=calibration)
+    write_overview(tmp_path, outcomes, bundle, pictures=True, overwrite=False)
+    with (tmp_path / "scores.csv").open(newline="") as table:
+        rows = list(csv.DictReader(table))
+    assert [(row["file"], row["score"], row["abnormal"]) for row in rows] == [
+        ("high.nii", "6.0", "1"), ("middle.nii", "3.0", "0"), ("low.nii", "1.0", "0"), ("bad.nii", "", "")
+    ]  # fmt: skip
+    assert (rows[0]["p_value"], rows[0]["above_threshold_ml"], rows[0]["highest_z"]) == ("0.25", "12.5", "7.5")
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "<h1>3 volumes, 1 above the range of healthy volumes; 1 not computed</h1>" in page
+    assert "more than 5.00, by 5 healthy volumes" in page
+    high = '<td><a href="#v1">high.nii</a></td><td>6.00</td><td>0.250</td><td>12.5</td><td>7.5</td><td>1</td>'
+    assert f'<tr class="abnormal">{high}</tr>' in page
+    assert page.count('class="abnormal"') == 1
+    assert '<a href="high_anomaly.nii.gz">map</a>, <a href="high_mask.nii.gz">mask</a>' in page
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="its file names are UTF-8")
