@@ -1,11 +1,14 @@
 import shutil
+from importlib import import_module
+from inspect import signature
 
 import pytest
 from written_engines import machine, write
 
 from ssn.core.bundle import FLOW_FILE, load_bundle
 from ssn.core.engine_record import FLOW_ENGINE
-from ssn.core.errors import BackendError, BundleError
+from ssn.core.errors import BackendError, BundleError, MemoryLimitError
+from ssn.runtime import choose
 from ssn.runtime.choose import AUTO_ORDER, Request, open_backend, options
 from ssn.runtime.machine import look
 from ssn.runtime.onnx_sessions import cuda_options, provider_chain
@@ -104,6 +107,52 @@ def test_without_engines_tensorrt_by_name_falls_back_to_onnxruntimes_provider_an
     assert REBUILD in choice.passed_over[0]
     assert open_backend(bundle, Request(), here).label == "onnxruntime on cuda"
     assert opened == ["tensorrt", "cuda"]
+
+
+def test_engines_that_do_not_fit_are_not_replaced_by_onnxruntimes_provider(bundle):
+    write(bundle, gpu="NVIDIA A100")
+    here = machine(providers=("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"))
+    with pytest.raises(BackendError, match=r"nothing can run as asked: .*was built for NVIDIA A100"):
+        open_backend(bundle, Request(backend="tensorrt"), here)
+
+
+def test_an_engine_that_proves_to_be_modified_is_passed_over_and_a_memory_limit_that_is_too_low_is_not(
+    bundle, monkeypatch
+):
+    write(bundle)
+    here = machine(providers=("CUDAExecutionProvider", "CPUExecutionProvider"))
+
+    def open_option(bundle, option, request):
+        if request.memory_limit:
+            raise MemoryLimitError("2 MB are too few")
+        if option.entry:
+            raise BundleError("flow.engine: was modified")
+        return "a backend"
+
+    monkeypatch.setattr(choose, "open_option", open_option)
+    choice = open_backend(bundle, Request(), here)
+    assert (choice.label, choice.warnings) == ("onnxruntime on cuda", ["flow.engine: was modified"])
+    with pytest.raises(MemoryLimitError, match="2 MB are too few"):
+        open_backend(bundle, Request(memory_limit=2_000_000), here)
+
+
+def test_what_was_asked_for_reaches_the_backend_that_runs(bundle, monkeypatch):
+    def given(backend, device, entry=None):
+        module, name = ("tensorrt", "TensorRTBackend") if entry else (backend, classes[backend])
+        own = import_module(f"ssn.runtime.{module}")
+        taken = signature(getattr(own, name))
+        with monkeypatch.context() as patched:
+            patched.setattr(own, name, lambda *values, **named: taken.bind(*values, **named).arguments)
+            return dict(choose.open_option(bundle, choose.Option(backend, device, entry=entry), request))
+
+    classes = {"onnxruntime": "OnnxRuntimeBackend", "openvino": "OpenVinoBackend"}
+    request = Request(threads=3, batch=7, memory_limit=10**9, at_once=2)
+    assert given("openvino", "cpu") == {"bundle": bundle, "threads": 3, "at_once": 2}
+    for device in ("cpu", "cuda"):
+        wanted = {"threads": 3, "provider": device, "memory_limit": 10**9, "at_once": 2}
+        assert given("onnxruntime", device) == {"bundle": bundle, **wanted}
+    wanted = {"entry": "an engine", "batch": 7, "memory_limit": 10**9}
+    assert given("tensorrt", "cuda", "an engine") == {"bundle": bundle, **wanted}
 
 
 def test_the_tensorrt_provider_takes_what_it_lacks_from_cuda_and_the_cpu():
