@@ -1,10 +1,17 @@
 """Which cases of a data set are measured on, or taken for healthy, and what is refused before any is computed."""
 
+import json
+from types import SimpleNamespace
+
 import pytest
 from trees import brats, mask, plain, table, volume
 
+from ssn.core.bundle import MANIFEST_FILE
 from ssn.core.errors import DataError
+from ssn.core.hashed_files import file_sha256
+from ssn.train import trained
 from ssn.train.cases import Case
+from ssn.train.checkpoint import RECORD_FILE
 from ssn.train.datasets import (
     of_contrast,
     open_healthy,
@@ -15,6 +22,7 @@ from ssn.train.datasets import (
     refuse_shared,
     refuse_without_lesion,
 )
+from ssn.train.trained import refuse_trained
 
 
 @pytest.fixture
@@ -89,6 +97,22 @@ def test_a_volume_of_two_data_sets_is_refused_whatever_its_name(tmp_path):
     refuse_shared([a], [b])
     with pytest.raises(DataError, match=r"c: is in split 'test', and as .*a in split 'train'; keep it in one"):
         refuse_shared([a], [b, c])
+
+
+def test_what_a_checkpoint_or_a_bundle_was_trained_on_is_refused_whatever_its_name(tmp_path, monkeypatch):
+    for name in ("known", "new"):
+        (tmp_path / name).write_text(name)
+    digest = file_sha256(tmp_path / "known")
+    for folder in ("checkpoint", "bundle"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "checkpoint" / RECORD_FILE).write_text(json.dumps({"made_of": {"volumes": [digest]}}))
+    (tmp_path / "bundle" / MANIFEST_FILE).touch()
+    monkeypatch.setattr(trained, "load_bundle", lambda folder: SimpleNamespace(trained_on=(digest,)))
+    known, new = (Case(tmp_path / name, name, name, "test") for name in ("known", "new"))
+    for folder in ("checkpoint", "bundle"):
+        refuse_trained(tmp_path / folder, [new])
+        with pytest.raises(DataError, match=rf"known: is in split 'test', and .*{folder} was trained on it"):
+            refuse_trained(tmp_path / folder, [new, known])
 
 
 def test_volumes_of_which_nothing_says_the_contrast_are_of_the_one_that_is_asked_for(tmp_path):
