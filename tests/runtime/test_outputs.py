@@ -144,6 +144,25 @@ def test_of_several_files_none_is_left_where_one_cannot_take_its_name(tmp_path):
     assert contents(tmp_path) == {"b.txt": b"the other's"}
 
 
+def test_of_several_files_none_is_left_half_written(tmp_path):
+    with pytest.raises(OutputError, match="No space left"), atomic_together() as held:
+        for name in ("a.txt", "b.txt"):
+            with atomic_path(tmp_path / name, held=held) as temporary:
+                temporary.write_text("mine")
+                if name == "b.txt":
+                    raise OSError(28, "No space left on device")
+    assert contents(tmp_path) == {}
+
+
+def test_a_file_of_somebody_else_is_not_replaced_though_ours_would_be(found, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "scan.json").write_text('{"mine": 1}')
+    with pytest.raises(OutputError, match=r"scan\.json: .*not written by ssn"):
+        write_outputs(*found, out, "scan", picture=False, overwrite=True)
+    assert contents(out) == {"scan.json": b'{"mine": 1}'}
+
+
 def test_a_picture_of_another_run_does_not_stay_beside_new_outputs(found, tmp_path):
     out = tmp_path / "out"
     write_outputs(*found, out, "scan")
