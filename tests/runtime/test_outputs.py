@@ -154,6 +154,17 @@ def test_of_several_files_none_is_left_half_written(tmp_path):
     assert contents(tmp_path) == {}
 
 
+def test_what_has_replaced_a_file_stays_where_another_cannot_take_its_name(tmp_path):
+    (tmp_path / "a.txt").write_text("before")
+    with pytest.raises(OutputError, match=r"b\.txt"), atomic_together(overwrite=True) as held:
+        for name in ("a.txt", "b.txt"):
+            with atomic_path(tmp_path / name, overwrite=True, held=held) as temporary:
+                temporary.write_text("after")
+        (tmp_path / "b.txt").mkdir()
+    (tmp_path / "b.txt").rmdir()
+    assert contents(tmp_path) == {"a.txt": b"after"}
+
+
 def test_a_file_of_somebody_else_is_not_replaced_though_ours_would_be(found, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
