@@ -36,7 +36,7 @@ def calibrate(
         bool,
         typer.Option(
             "--align/--no-align",
-            help="Bring the volumes' features to mean and covariance of those that the model was trained on.",
+            help="Bring the volumes' features towards mean and covariance of those that the model was trained on.",
         ),
     ] = True,
     backend: BackendOption = "auto",
@@ -54,15 +54,14 @@ def calibrate(
         from ssn.core.bundle import load_bundle, refuse_existing_bundle
         from ssn.core.engines import find_engines, rebuild_command
         from ssn.core.errors import BackendError, SsnError
-        from ssn.runtime.align import measure_alignment, read_whitening
+        from ssn.runtime.align import SHARE, measure_alignment, read_whitening
         from ssn.runtime.calibrate import calibrate_on, of_contrast, write_calibrated
         from ssn.runtime.choose import Request, open_backend
         from ssn.runtime.jobs import find_volumes
         from ssn.runtime.packaged import DEFAULT_BUNDLE
 
-        opened = load_bundle(model or DEFAULT_BUNDLE)
-        if modality:
-            opened = of_contrast(opened, modality)
+        given = load_bundle(model or DEFAULT_BUNDLE)
+        opened = of_contrast(given, modality) if modality else given
         paths = find_volumes(healthy)
         refuse_existing_bundle(output, overwrite=force)
         whitening = read_whitening(opened) if align else None
@@ -91,6 +90,7 @@ def calibrate(
                         opened,
                         whitening,
                         cast("OnnxRuntimeBackend", runner),
+                        share=SHARE if opened is given else 1.0,
                         batch=batch,
                         refused=refused,
                         progress=lambda done: bar.update(task, completed=done),

@@ -107,10 +107,13 @@ class Whitening:
         matrix: Matrix = root @ _power(other, -0.5)
         return matrix, self.mean - matrix @ mean
 
-    def aligned(self, moments: Moments) -> Whitening:
-        """Return one that takes other features, of these moments, to where this one took those it was measured on."""
+    def aligned(self, moments: Moments, share: float = 1.0) -> Whitening:
+        """Return one that takes other features, of these moments, to where this one took those it was measured on.
+
+        With a smaller `share`, to where it takes what `align` brings so far.
+        """
         own = self.weight.astype(np.float64)
-        matrix, offset = self.align(moments)
+        matrix, offset = self.align(moments, share)
         return Whitening((own @ matrix).astype(np.float32), (own @ offset + self.bias).astype(np.float32))
 
 

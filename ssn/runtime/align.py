@@ -20,6 +20,7 @@ from ssn.runtime.healthy import read_healthy, refuse_few
 if TYPE_CHECKING:
     from ssn.runtime.onnxruntime import OnnxRuntimeBackend
 
+SHARE = 0.75  # of the way to the training's features: the rest is of these people, and not of their scanner
 _WEIGHT, _BIAS = "whitening.weight", "whitening.bias"  # as `ssn.export.graphs.FlowGraph` names them
 
 
@@ -57,17 +58,25 @@ def moments_of(
 
 @dataclass(frozen=True)
 class Alignment:
-    """What is needed to align a bundle with healthy volumes: its whitening, and `moments` of each one's features."""
+    """What is needed to align a bundle with healthy volumes.
+
+    Attributes
+    ----------
+    whitening : the bundle's
+    moments : of each volume's features
+    share : of the way to the training's features that is gone
+    """
 
     bundle: Bundle
     whitening: Whitening
     moments: Sequence[Moments]
+    share: float
 
     def aligned(self, left_out: slice = slice(0)) -> Bundle:
         """Return the bundle with another whitening: that of the volumes' features, without some of them."""
         without = set(range(len(self.moments))[left_out])
         first, *rest = (one for index, one in enumerate(self.moments) if index not in without)
-        now = self.whitening.aligned(sum(rest, first))
+        now = self.whitening.aligned(sum(rest, first), self.share)
         flow = with_weights(self.bundle.read(FLOW_FILE), {_WEIGHT: now.weight, _BIAS: now.bias})
         return self.bundle.with_graphs({FLOW_FILE: flow})
 
@@ -78,6 +87,7 @@ def measure_alignment(
     whitening: Whitening,
     backend: OnnxRuntimeBackend,
     *,
+    share: float = SHARE,
     batch: int | None = None,
     refused: Callable[[SsnError], None] = lambda error: None,
     progress: Callable[[float], None] = lambda done: None,
@@ -86,6 +96,7 @@ def measure_alignment(
 
     Parameters
     ----------
+    share : of the way to the training's features that is gone; all of it for another contrast, which has more to undo
     batch : slices at once; it bounds memory and does not change the result; None: the backend's own
     refused : gets the error of each volume that is not usable
     progress : gets how many volumes are done
@@ -102,4 +113,4 @@ def measure_alignment(
         batches = list(plan_batches(look.stack, bundle.spec.occupancy, slices))
         measured.append(moments_of(backend.features(batches), batches, bundle, whitening.mean))
         progress(len(measured))
-    return Alignment(bundle, whitening, measured)
+    return Alignment(bundle, whitening, measured, share)

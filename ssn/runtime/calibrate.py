@@ -66,7 +66,7 @@ def calibrate_on(
     Returns
     -------
     calibration, and its record for the manifest: number and hashes of the volumes, date, what was calibrated anew and
-    whether its features were aligned before (`ssn.runtime.align`)
+    how far its features were aligned before (`ssn.runtime.align`)
 
     Raises
     ------
@@ -107,7 +107,7 @@ def calibrate_on(
         "date": datetime.now(UTC).date().isoformat(),
         "backend": described,
         "version": __version__,
-        "aligned": alignment is not None,
+        "aligned": alignment.share if alignment else 0.0,
         "of_bundle": {"name": spec.name, "sha256": bundle.digest},
         "volume_sha256": [found[path][1] for path in paths],
     }

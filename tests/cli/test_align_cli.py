@@ -14,7 +14,7 @@ from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, load_bundle, write_bundle
 from ssn.core.calibrate import FOLDS
 from ssn.core.onnx_data import weights, with_weights
 from ssn.export.onnx import export_bundle
-from ssn.runtime.align import Alignment, measure_alignment, read_whitening
+from ssn.runtime.align import SHARE, Alignment, measure_alignment, read_whitening
 from ssn.runtime.backend import DEFAULT_BATCH, plan_batches
 from ssn.runtime.calibrate import calibrate_on
 from ssn.runtime.healthy import read_healthy
@@ -27,9 +27,9 @@ def calibrate(bundle, *arguments):
     return run(app, "calibrate", "--model", bundle, *arguments, "--threads", 1)
 
 
-def measured(paths, bundle):
+def measured(paths, bundle, share=1.0):
     with OnnxRuntimeBackend(bundle, 1) as backend:
-        return measure_alignment(paths, bundle, read_whitening(bundle), backend)
+        return measure_alignment(paths, bundle, read_whitening(bundle), backend, share=share)
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,17 @@ def test_the_features_of_its_volumes_come_out_whitened(bundle, scans):
     np.testing.assert_allclose(weight @ features.mean + bias, 0, atol=1e-3)
     ridge = RIDGE * np.diag(features.covariance).mean() * np.eye(len(bias))
     np.testing.assert_allclose(weight @ (features.covariance + ridge) @ weight.T, np.eye(len(bias)), atol=1e-3)
+
+
+def test_a_part_of_the_way_is_what_a_bundle_is_given(bundle, scans):
+    alignment = measured(scans, bundle, SHARE)
+    first, *rest = alignment.moments
+    expected = alignment.whitening.aligned(sum(rest, first), SHARE)
+    held = weights(alignment.aligned().read(FLOW_FILE))
+    np.testing.assert_array_equal(held["whitening.weight"], expected.weight)
+    np.testing.assert_array_equal(held["whitening.bias"], expected.bias)
+    whole = weights(replace(alignment, share=1.0).aligned().read(FLOW_FILE))["whitening.bias"]
+    assert np.abs(whole - expected.bias).max() > 0.01
 
 
 def test_a_volume_is_compared_under_an_alignment_that_has_not_seen_it(bundle, scans, tmp_path):
@@ -68,7 +79,9 @@ def test_a_volume_is_compared_under_an_alignment_that_has_not_seen_it(bundle, sc
     assert len(ran) == len(paths) > FOLDS
     for index, path in enumerate(paths):
         others = [one for other, one in enumerate(alignment.moments) if other % FOLDS != index % FOLDS]
-        assert ran[first[path]] == Alignment(bundle, alignment.whitening, others).aligned().read(FLOW_FILE)
+        assert ran[first[path]] == Alignment(bundle, alignment.whitening, others, alignment.share).aligned().read(
+            FLOW_FILE
+        )
 
 
 @pytest.mark.parametrize("backend", ["tensorrt", "openvino"])
@@ -112,5 +125,5 @@ def test_features_that_are_not_whitened_stay_as_they_are(tiny_detector, tiny_cal
     assert (result := calibrate(tmp_path / "plain", *scans, "-o", tmp_path / "ours")).exit_code == 0
     ours = load_bundle(tmp_path / "ours")
     assert ours.read(FLOW_FILE) == load_bundle(tmp_path / "plain").read(FLOW_FILE)
-    assert ours.manifest["calibration"]["aligned"] is False
+    assert ours.manifest["calibration"]["aligned"] == 0
     assert result.stderr == "Warning: the model does not whiten all its features, so they are not aligned\n"

@@ -45,7 +45,7 @@ def test_all_of_the_way_is_what_a_bundle_aligned_with_this_volume_says(stack, bu
         batches = list(plan_batches(stack, bundle.spec.occupancy, DEFAULT_BATCH))
         moments = moments_of(backend.features(batches), batches, bundle, read_whitening(bundle).mean)
         found = values(SelfAlignedBackend(bundle, backend, 1.0), stack, bundle)
-    with OnnxRuntimeBackend(Alignment(bundle, read_whitening(bundle), [moments]).aligned(), 1) as backend:
+    with OnnxRuntimeBackend(Alignment(bundle, read_whitening(bundle), [moments], 1.0).aligned(), 1) as backend:
         expected = values(backend, stack, bundle)
     np.testing.assert_allclose(found, expected, atol=2e-4)
 

@@ -20,6 +20,7 @@ from ssn.core.bundle import CALIBRATION_FILE, ENCODER_FILE, FLOW_FILE, load_bund
 from ssn.core.hashed_files import file_sha256
 from ssn.core.onnx_data import weights
 from ssn.core.scoring import p_value
+from ssn.runtime.align import SHARE
 from ssn.train.calibrate import load_calibration
 from ssn.train.checkpoint import save_checkpoint
 
@@ -115,7 +116,9 @@ def test_volumes_that_the_bundle_would_not_know_are_named(calibrated, scans, tmp
     assert all("do not lie as those of the healthy t1 volumes" in line for line in lines)
     result = calibrate(calibrated[1].folder, reversed_contrast, "-o", tmp_path / "t2-model", "--modality", "t2")
     assert (result.exit_code, result.stderr) == (0, "")
-    assert load_bundle(tmp_path / "t2-model").spec.modality == "t2"
+    other = load_bundle(tmp_path / "t2-model")
+    assert other.spec.modality == "t2"
+    assert other.manifest["calibration"]["aligned"] == 1, "all of the way: another contrast has more to undo"
     result = run(
         infer.app, reversed_contrast / "s0.nii.gz", "-o", tmp_path / "out", "--model", tmp_path / "t2-model", "--no-png"
     )
@@ -142,7 +145,7 @@ def test_its_record_says_what_was_calibrated_when_and_on_how_much(calibrated, sc
     old, new = calibrated
     record = new.manifest["calibration"]
     assert record["volumes"] == 5
-    assert record["aligned"] is True
+    assert record["aligned"] == SHARE
     assert record["of_bundle"] == {"name": "tiny", "sha256": old.digest}
     assert len(record["date"]) == len("2026-11-25")
     assert len(set(record["volume_sha256"])) == 5
@@ -158,7 +161,7 @@ def test_without_alignment_it_calibrates_to_what_ssn_train_calibrates_to(
     assert calibrate(tiny_bundle, scans, "-o", tmp_path / "ours", "--no-align").exit_code == 0
     plain = load_bundle(tmp_path / "ours")
     assert plain.read(FLOW_FILE) == load_bundle(tiny_bundle).read(FLOW_FILE)
-    assert plain.manifest["calibration"]["aligned"] is False
+    assert plain.manifest["calibration"]["aligned"] == 0
     save_checkpoint(tmp_path / "model", tiny_detector)
     table = ["image,mask,split", *(f"{path},,calibration" for path in sorted(scans.iterdir()))]
     (tmp_path / "healthy.csv").write_text("\n".join(table))
