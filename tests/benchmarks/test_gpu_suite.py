@@ -63,7 +63,7 @@ def test_a_site_has_no_wheel_that_another_python_cannot_load(tmp_path):
 
     python = tmp_path / "python3"  # finds no wheel for that machine's, and makes one for its own
     made = '[ "$3" != wheel ] || touch "$7/odd-1-cp311-cp311-linux_x86_64.whl"'
-    python.write_text(f'#!/bin/sh\n{made}\n[ "$3" != download ]\n')
+    python.write_text(f'#!/bin/sh\n{made}\n[ "$3" != download ] || {{ echo "ERROR: none of odd" >&2; exit 1; }}\n')
     python.chmod(0o755)
     result = subprocess.run(
         [ROOT / "scripts" / "gpu_site", tmp_path / "site", "odd"],
@@ -73,7 +73,7 @@ def test_a_site_has_no_wheel_that_another_python_cannot_load(tmp_path):
         check=False,
     )
     assert result.returncode == 1
-    assert result.stderr.startswith("Error: odd: no wheel for Python 3.12, and none can be made")
+    assert result.stderr == "Error: odd: no wheel for Python 3.12, and none can be made: ERROR: none of odd\n"
     assert not (tmp_path / "site").exists()
 
 
