@@ -47,5 +47,6 @@ def test_where_no_one_may_look_is_named_and_the_other_volumes_are_computed(tmp_p
     monkeypatch.setattr(Path, "iterdir", lambda at: refuse(at) if at == closed else listing(at))
     result = infer(closed / "other.nii", scan, "-o", tmp_path / "out", "--model", tiny_bundle, "--no-png")
     assert result.exit_code == 1
+    assert f"Error: {closed / 'other.nii'}: " in result.stderr
     assert "scan.nii: score" in result.stdout
     one_line(infer(closed, "-o", tmp_path / "none"), closed, "Permission denied", "check its permissions")
