@@ -116,7 +116,10 @@ def _pose_doubts(volume: Volume, sides: tuple[Side, Side, Side]) -> list[str]:
         )
     apart = max(side.apart for side in sides) * volume.voxel_ml
     if apart:
-        found.append(f"{apart:.1f} ml lie apart from the brain, and count as brain; set them to the background's value")
+        found.append(
+            f"{apart:.1f} ml lie apart from the brain, and count as brain; set them to the background's value, or, if "
+            "they are brain beside a lost slice, convert it again from its source"
+        )
     return found
 
 

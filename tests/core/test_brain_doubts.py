@@ -87,9 +87,15 @@ def test_a_fragment_beside_the_brain_does_not_move_it_and_is_said(tmp_path, axis
     wide[tuple(places)] = 300
     beside, doubts = look(tmp_path, wide, affine)
     assert beside.placement == whole.placement
-    assert [doubt for doubt in doubts if "apart" in doubt] == [
-        "0.6 ml lie apart from the brain, and count as brain; set them to the background's value"
-    ]
+    (doubt,) = (doubt for doubt in doubts if "apart" in doubt)
+    assert doubt.startswith("0.6 ml lie apart from the brain, and count as brain; set them to the background's value")
+
+
+def test_brain_that_a_lost_slice_parts_from_the_rest_is_not_only_to_be_taken_away(tmp_path):
+    lost = DATA.copy()
+    lost[:, :, HIGH[2] - 4] = 0  # what is above it is less than what counts as part of a brain
+    (doubt,) = look(tmp_path, lost)[1]
+    assert doubt.endswith("or, if they are brain beside a lost slice, convert it again from its source")
 
 
 @pytest.mark.parametrize("value", [0, np.nan])
