@@ -27,6 +27,7 @@ _BRAIN_ML = (250.0, 2500.0)
 EXTRACT = "extract the brain (for example with deepbet, HD-BET or SynthStrip)"
 LEAST_AREA = 50.0  # mm^2 of brain in a plane for the plane to count as brain: stray voxels don't move the box
 _FULL_END = 900.0  # mm^2 of brain in a volume's last plane, a mm of its thickness: a round end has less, a cut one more
+_FEW_LOST = 3  # planes between two that are full: lost ones, and not the space beside a brain
 _APART = 0.02  # of the brain: planes with less, and none between them and the rest, are something else
 _PAPER_SLICES = (24, 120, 182)  # first, stop, of how many (METHOD.md, parity mode)
 
@@ -104,12 +105,15 @@ def _side(counts: NDArray[np.uint32], area: float, zoom: float) -> Side:
     inside = np.flatnonzero(counts * area >= LEAST_AREA)
     if not inside.size:
         return Side(0, counts.size, False, False, 0)
-    runs = np.split(inside, np.flatnonzero(np.diff(inside) > 1) + 1)
+    full = counts * area > _FULL_END * zoom
+    steps = np.diff(inside)
+    gaps = np.flatnonzero(steps > 1)
+    lost = (steps[gaps] <= 1 + _FEW_LOST) & full[inside[gaps]] & full[inside[gaps + 1]]  # no end of the brain is full
+    runs = np.split(inside, gaps[~lost] + 1)
     held = np.array([int(counts[run].sum()) for run in runs])
     large = np.flatnonzero(held >= _APART * held.sum())
     kept = slice(large[0], large[-1] + 1)
     low, high = int(runs[large[0]][0]), int(runs[large[-1]][-1]) + 1
-    full = counts * area > _FULL_END * zoom
     apart = int(held.sum() - held[kept].sum())
     return Side(low, high, low == 0 and bool(full[0]), high == counts.size and bool(full[-1]), apart)
 

@@ -93,9 +93,19 @@ def test_a_fragment_beside_the_brain_does_not_move_it_and_is_said(tmp_path, axis
 
 def test_brain_that_a_lost_slice_parts_from_the_rest_is_not_only_to_be_taken_away(tmp_path):
     lost = DATA.copy()
-    lost[:, :, HIGH[2] - 4] = 0  # what is above it is less than what counts as part of a brain
+    lost[:, :, HIGH[2] - 3] = 0  # what is above it could be the round end of something else
     (doubt,) = look(tmp_path, lost)[1]
     assert doubt.endswith("or, if they are brain beside a lost slice, convert it again from its source")
+
+
+@pytest.mark.parametrize("planes", [[HIGH[2] - 4], range(LOW[2] + 9, HIGH[2] - 9, 2)])
+def test_slices_lost_near_an_end_or_every_second_one_move_no_brain(tmp_path, planes):
+    whole, _ = look(tmp_path, DATA)
+    lost = DATA.copy()
+    lost[:, :, planes] = 0
+    stack, (doubt,) = look(tmp_path, lost)
+    assert stack.placement == whole.placement
+    assert doubt.startswith(f"{len(planes)} of its axial slices, between others with brain, hold none")
 
 
 @pytest.mark.parametrize("value", [0, np.nan])
