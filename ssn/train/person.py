@@ -22,7 +22,6 @@ from ssn.core.brain_box import brain_box
 from ssn.core.brain_doubts import doubts_as_it_lies
 from ssn.core.errors import DataError
 from ssn.core.geometry import GridConfig
-from ssn.core.pose import find_brain
 from ssn.core.slices import cut_slices
 from ssn.core.volume import Volume, background, read_volume
 from ssn.train.anatomy import TISSUE_SIGNAL, Tissue, draw_coordinates, smooth_field
@@ -75,8 +74,9 @@ class Person:
             If its tissue cannot be told.
         """
         volume = read_volume(path)
-        doubts = doubts_as_it_lies(volume, cut_slices(volume, GridConfig(), _CELLS, thick="middle"))
-        data, brain, affine = _at_one_millimetre(volume, find_brain(volume))
+        stack = cut_slices(volume, GridConfig(), _CELLS, thick="middle")
+        doubts = doubts_as_it_lies(volume, stack)
+        data, brain, affine = _at_one_millimetre(volume, stack.brain)
         parts, _ = ndimage.label(brain)
         brain = parts == np.bincount(parts[brain]).argmax()
         # Room for larger subjects, also where a scan was cropped to its brain; not where it ends inside.
