@@ -28,7 +28,7 @@ def options(tool: str, command: str | None) -> frozenset[str]:
 
 
 def invocations(path: Path) -> list[tuple[str, str]]:
-    """Each tool and what follows it, in code."""
+    """Each tool and what follows it, in code; `command -v TOOL` runs none."""
     text = path.read_text().replace("\\\n", " ")
     if path.suffix == ".md":
         text = "\n".join(code(text))
@@ -36,7 +36,7 @@ def invocations(path: Path) -> list[tuple[str, str]]:
         for name, command in WRAPPERS.items():
             text = re.sub(rf"^( *){name} (?!=)", rf"\1{command} ", text, flags=re.MULTILINE)
     text = re.sub(r"(^|\s)#.*", "", text)
-    return re.findall(r"(?<![\w/.])(ssn-(?:infer|train|export|bench))(?![\w-])([^|;&\n]*)", text)
+    return re.findall(r"(?<![\w/.])(?<!command -v )(ssn-(?:infer|train|export|bench))(?![\w-])([^|;&\n]*)", text)
 
 
 def code(text: str) -> list[str]:
