@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -124,15 +123,12 @@ def prepare(bundle: Bundle, path: Path, mask: Path | None = None) -> Sample:
     VolumeError
         If one of them cannot be read.
     DataError
-        If the mask has another shape or lies elsewhere, or marks nothing of the brain or all of it, or scikit-learn
-        isn't installed.
+        If the mask has another shape or lies elsewhere, or marks nothing of the brain or all of it.
     """
     volume, spec = read_volume(path), bundle.spec
     stack = spec.cut(volume)
     lesion = None
     if mask is not None:
-        if find_spec("sklearn") is None:
-            raise DataError(f"{mask}: AUROC needs scikit-learn; pip install scikit-learn, or leave out the mask")
         marked = read_volume(mask)
         lesion = marked.data > 0
         if lesion.shape != volume.data.shape:

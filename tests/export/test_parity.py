@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -177,6 +178,11 @@ def test_the_largest_change_of_any_volume_s_auroc_counts():
     assert measure(LEVEL, [samples[0], marked[1]], expected, found).auroc == 0
     found[0].score_map[0] = np.inf
     assert np.isnan(measure(LEVEL, marked, expected, found).auroc)
+
+
+def test_a_mask_needs_no_scikit_learn(bundle, files, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)  # as where it is not installed
+    assert prepare(bundle, *files).lesion.any()
 
 
 def test_a_mask_of_another_shape_is_refused(bundle, files, tmp_path):
