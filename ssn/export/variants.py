@@ -49,14 +49,12 @@ class Variant:
     Attributes
     ----------
     graphs : what the engines are built from
-    on_cpu : FP32 graphs that compute the same values, rounding included
     kept : nodes that stay in FP32 because the maps would drift otherwise
-    drift : from the FP32 graphs, measured with `on_cpu`
+    drift : from the FP32 graphs, measured on the CPU with the same rounding
     """
 
     precision: Precision
     graphs: Mapping[str, bytes]
-    on_cpu: Mapping[str, bytes]
     kept: tuple[Node, ...]
     drift: Drift
 
@@ -121,7 +119,7 @@ def make_variant(
     """
     if precision == "fp32":  # the reference's own graphs
         same = {name: bundle.read(name) for name in GRAPHS}
-        return Variant(precision, same, same, (), measure(bundle, samples, reference, reference))
+        return Variant(precision, same, (), measure(bundle, samples, reference, reference))
     trial = _Trial(bundle, precision, {name: read_model(bundle.read(name)) for name in GRAPHS}, healthy, tried)
     variant, given = trial.run((), samples, reference)
     if trial.within(variant):
@@ -169,7 +167,7 @@ class _Trial:
         with OnnxRuntimeBackend(self.bundle.with_graphs(on_cpu)) as backend:
             given = answers(self.bundle, samples, method_of(self.bundle, backend))
         drift = measure(self.bundle, samples, reference, given)
-        return Variant(self.precision, graphs, on_cpu, tuple(sorted(kept)), drift), given
+        return Variant(self.precision, graphs, tuple(sorted(kept)), drift), given
 
     def within(self, variant: Variant, share: float = _BUILD_SHARE) -> bool:
         return not excesses(variant.drift, tightened(TOLERANCES[self.precision], share))
