@@ -22,6 +22,7 @@ from ssn.export.parity import (
     Drift,
     Sample,
     answers,
+    answers_on_cpu,
     as_record,
     excesses,
     measure,
@@ -29,7 +30,6 @@ from ssn.export.parity import (
 )
 from ssn.export.variants import Variant, make_variant
 from ssn.runtime.machine import package_version
-from ssn.runtime.onnxruntime import OnnxRuntimeBackend
 
 # Slices. A volume's some 150 slices with brain make four batches: enough for copies to overlap with computing.
 DEFAULT_MAX_BATCH = 48
@@ -92,8 +92,7 @@ def build_engines(
         require_supported(module, device, target)
 
     report("reference", 0, 1)
-    with OnnxRuntimeBackend(bundle) as backend:
-        reference = answers(bundle, samples, method_of(bundle, backend))
+    reference = answers_on_cpu(bundle, samples)
     variant = make_variant(
         bundle,
         options.precision,

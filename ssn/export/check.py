@@ -12,7 +12,7 @@ from ssn.core.bundle import Bundle
 from ssn.core.engine_record import Precision
 from ssn.core.engines import find_engines
 from ssn.core.errors import DataError, SsnError
-from ssn.export.parity import TOLERANCES, Drift, Method, Sample, answers, excesses, measure, method_of
+from ssn.export.parity import TOLERANCES, Drift, Method, Sample, answers, answers_on_cpu, excesses, measure, method_of
 from ssn.export.precision import read_model, rounded
 from ssn.export.variants import GRAPHS, Node, convert
 from ssn.runtime.backend import Backend
@@ -134,8 +134,7 @@ def check_bundle(
     """
     found = ways(bundle, checkpoint)
     report(REFERENCE, 0, len(found) + 1)
-    with OnnxRuntimeBackend(bundle) as backend:
-        reference = answers(bundle, samples, method_of(bundle, backend))
+    reference = answers_on_cpu(bundle, samples)
     rows = []
     for index, way in enumerate(found):
         report(way.name, index + 1, len(found) + 1)

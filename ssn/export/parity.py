@@ -22,6 +22,7 @@ from ssn.core.scoring import anomaly_map
 from ssn.core.slices import SliceStack
 from ssn.core.volume import Volume, read_volume
 from ssn.runtime.backend import DEFAULT_BATCH, Backend, StageTimes, run_batches
+from ssn.runtime.onnxruntime import OnnxRuntimeBackend
 from ssn.runtime.result import world_position
 from ssn.train.masks import unusable_mask
 
@@ -161,6 +162,12 @@ def answers(bundle: Bundle, samples: Sequence[Sample], method: Method) -> list[A
         with np.errstate(invalid="ignore", over="ignore"):
             found.append(Answer(places, values, anomaly_map(values, places, sample.stack, bundle.calibration)))
     return found
+
+
+def answers_on_cpu(bundle: Bundle, samples: Sequence[Sample]) -> list[Answer]:
+    """Run a bundle on every sample with ONNX Runtime on the CPU: in FP32 it is what all else is compared with."""
+    with OnnxRuntimeBackend(bundle) as backend:
+        return answers(bundle, samples, method_of(bundle, backend))
 
 
 def measure(bundle: Bundle, samples: Sequence[Sample], reference: Sequence[Answer], given: Sequence[Answer]) -> Drift:

@@ -19,15 +19,13 @@ from ssn.export.parity import (
     Answer,
     Drift,
     Sample,
-    answers,
+    answers_on_cpu,
     excerpt,
     excesses,
     measure,
-    method_of,
     tightened,
 )
 from ssn.export.precision import likelihood_sums, read_model, rounded, to_half
-from ssn.runtime.onnxruntime import OnnxRuntimeBackend
 
 GRAPHS = (ENCODER_FILE, FLOW_FILE)
 _SEARCHED_WINDOWS = 6  # of a volume's some fifty: a search asks for them dozens of times
@@ -133,8 +131,7 @@ def make_variant(
             f"({beyond}); build with --precision fp32"
         )
     part = [excerpt(samples, reference, given, _SEARCHED_WINDOWS)]
-    with OnnxRuntimeBackend(bundle) as backend:
-        part_reference = answers(bundle, part, method_of(bundle, backend))
+    part_reference = answers_on_cpu(bundle, part)
     # What an excerpt shows isn't all: it is held to less, and where that won't do, everything is searched.
     for share, on, expected in ((_EXCERPT_SHARE, part, part_reference), (_BUILD_SHARE, samples, reference)):
         kept = _search(trial, parts, on, expected, share)
@@ -164,8 +161,7 @@ class _Trial:
         made = convert(self.models, self.precision, kept, self.healthy)
         graphs = {name: model.SerializeToString() for name, model in made.items()}
         on_cpu = {name: rounded(model).SerializeToString() for name, model in made.items()}
-        with OnnxRuntimeBackend(self.bundle.with_graphs(on_cpu)) as backend:
-            given = answers(self.bundle, samples, method_of(self.bundle, backend))
+        given = answers_on_cpu(self.bundle.with_graphs(on_cpu), samples)
         drift = measure(self.bundle, samples, reference, given)
         return Variant(self.precision, graphs, tuple(sorted(kept)), drift), given
 

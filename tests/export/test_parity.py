@@ -25,15 +25,14 @@ from ssn.export.parity import (
     Sample,
     Tolerance,
     answers,
+    answers_on_cpu,
     excerpt,
     excesses,
     measure,
-    method_of,
     prepare,
     tightened,
 )
 from ssn.export.torch_reference import torch_method
-from ssn.runtime.onnxruntime import OnnxRuntimeBackend
 from ssn.train.checkpoint import save_checkpoint
 
 ZOOMS = (4.0, 4.0, 6.0)
@@ -58,8 +57,7 @@ def sample(bundle, files):
 
 @pytest.fixture(scope="module")
 def reference(bundle, sample):
-    with OnnxRuntimeBackend(bundle) as backend:
-        return answers(bundle, [sample], method_of(bundle, backend))
+    return answers_on_cpu(bundle, [sample])
 
 
 def test_nothing_differs_from_itself(bundle, sample, reference):
@@ -115,8 +113,7 @@ def test_an_excerpt_has_the_place_that_differs_most_and_gives_the_same_there(bun
         values = answer.log_likelihood.copy()
         values[index] = np.inf
         part = excerpt([sample], reference, [replace(answer, log_likelihood=values)], 4)
-        with OnnxRuntimeBackend(bundle) as backend:
-            (found,) = answers(bundle, [part], method_of(bundle, backend))
+        (found,) = answers_on_cpu(bundle, [part])
         assert len(part.stack.occupancy) == 4
         assert answer.places[index] in found.places
         shared = np.isin(answer.places, found.places)

@@ -12,21 +12,15 @@ from onnx import TensorProto, helper
 from ssn.core.bundle import ENCODER_FILE, FLOW_FILE
 from ssn.core.errors import ExportError
 from ssn.export.culprits import find_culprits, stages
-from ssn.export.parity import TOLERANCES, answers, excesses, measure, method_of, prepare
+from ssn.export.parity import TOLERANCES, answers_on_cpu, excesses, measure, prepare
 from ssn.export.precision import likelihood_sums, read_model, rounded, tensor_types, to_half
 from ssn.export.variants import GRAPHS, Node, in_half, make_variant
-from ssn.runtime.onnxruntime import OnnxRuntimeBackend
 
 
 @pytest.fixture(scope="module")
 def sample(bundle, tmp_path_factory):
     whole = prepare(bundle, brain_file(tmp_path_factory.mktemp("scan") / "scan.nii.gz", zooms=(4.0, 4.0, 6.0)))
     return middle(whole, 6)
-
-
-def reference(bundle, sample):
-    with OnnxRuntimeBackend(bundle) as backend:
-        return answers(bundle, [sample], method_of(bundle, backend))
 
 
 def chain(*factors):
@@ -72,9 +66,7 @@ def test_a_bundle_in_half_precision_runs_in_onnxruntime_as_it_is(bundle, sample)
         assert TensorProto.FLOAT16 not in types
         matrices = [weight for weight in model.graph.initializer if len(weight.dims) >= 2 and weight.name != "plane"]
         assert sum(weight.data_type == TensorProto.FLOAT16 for weight in matrices) > len(matrices) / 2
-    with OnnxRuntimeBackend(half) as backend:
-        given = answers(bundle, [sample], method_of(bundle, backend))
-    drift = measure(bundle, [sample], reference(bundle, sample), given)
+    drift = measure(bundle, [sample], answers_on_cpu(bundle, [sample]), answers_on_cpu(half, [sample]))
     assert excesses(drift, TOLERANCES["fp16"]) == []
     assert drift.log_likelihood > 0
 
@@ -113,7 +105,7 @@ def test_sums_over_features_stay_in_single_precision(bundle):
 
 
 def test_half_precision_is_within_its_tolerance_and_really_rounds(bundle, sample):
-    variant = make_variant(bundle, "fp16", [sample], reference(bundle, sample))
+    variant = make_variant(bundle, "fp16", [sample], answers_on_cpu(bundle, [sample]))
     assert excesses(variant.drift, TOLERANCES["fp16"]) == []
     assert variant.kept == ()
     assert variant.drift.log_likelihood > 1e-4, "a drift of nothing would mean that nothing was rounded"
@@ -121,8 +113,10 @@ def test_half_precision_is_within_its_tolerance_and_really_rounds(bundle, sample
 
 def test_the_search_finds_a_planted_culprit_and_keeps_only_that_in_single_precision(bundle, sample, tmp_path):
     planted = with_changed_flow(bundle, tmp_path / "planted", plant_overflow)
-    expected = reference(bundle, sample)
-    np.testing.assert_allclose(reference(planted, sample)[0].log_likelihood, expected[0].log_likelihood, atol=1e-4)
+    expected = answers_on_cpu(bundle, [sample])
+    np.testing.assert_allclose(
+        answers_on_cpu(planted, [sample])[0].log_likelihood, expected[0].log_likelihood, atol=1e-4
+    )
     tried = []
     variant = make_variant(planted, "fp16", [sample], expected, tried=tried.append)
     assert variant.kept == (Node(FLOW_FILE, "planted_down"), Node(FLOW_FILE, "planted_up"))
@@ -131,7 +125,7 @@ def test_the_search_finds_a_planted_culprit_and_keeps_only_that_in_single_precis
 
 
 def test_drift_that_nothing_mends_is_refused(bundle, sample):
-    wrong = [replace(a, log_likelihood=a.log_likelihood + 1) for a in reference(bundle, sample)]
+    wrong = [replace(a, log_likelihood=a.log_likelihood + 1) for a in answers_on_cpu(bundle, [sample])]
     with pytest.raises(ExportError, match=r"whatever is kept in FP32.*--precision fp32"):
         make_variant(bundle, "fp16", [sample], wrong)
 
@@ -157,7 +151,7 @@ def test_stages_follow_the_names_of_the_weights(bundle):
 
 
 def test_int8_convolutions_stay_within_their_tolerance(bundle, sample):
-    variant = make_variant(bundle, "int8", [sample], reference(bundle, sample), healthy=[sample.stack.slices])
+    variant = make_variant(bundle, "int8", [sample], answers_on_cpu(bundle, [sample]), healthy=[sample.stack.slices])
     encoder = onnx.load_from_string(variant.graphs[ENCODER_FILE])
     kept = {node.name for node in variant.kept}
     quantised = [node for node in encoder.graph.node if node.op_type == "Conv" and node.name not in kept]

@@ -29,12 +29,11 @@ from ssn.benchmarks.gpu.timing import (
 from ssn.benchmarks.measure import interleaved
 from ssn.core.bundle import Bundle
 from ssn.core.slices import SliceStack
-from ssn.export.parity import Answer, Sample, answers, measure, method_of, prepare
+from ssn.export.parity import Answer, Sample, answers, answers_on_cpu, measure, prepare
 from ssn.runtime.backend import Batch, StageTimes, plan_batches
 from ssn.runtime.cuda import Cuda
 from ssn.runtime.device_pipeline import DevicePipeline
 from ssn.runtime.memory import MEGABYTE, BatchLayout
-from ssn.runtime.onnxruntime import OnnxRuntimeBackend
 from ssn.train.checkpoint import Detector
 
 
@@ -103,8 +102,7 @@ class TorchPipelines:
         scan : the volume that the stack was cut from
         """
         sample = prepare(self._bundle, scan)
-        with OnnxRuntimeBackend(self._bundle) as backend:
-            reference = answers(self._bundle, [sample], method_of(self._bundle, backend))
+        reference = answers_on_cpu(self._bundle, [sample])
         result: Report = {}
         batches = self._batches(self._max_batch)
         for kind in self.kinds:
