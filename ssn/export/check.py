@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,24 +11,33 @@ from ssn.core.bundle import Bundle
 from ssn.core.engine_record import Precision
 from ssn.core.engines import find_engines
 from ssn.core.errors import DataError, SsnError
-from ssn.export.parity import TOLERANCES, Drift, Method, Sample, answers, answers_on_cpu, excesses, measure, method_of
+from ssn.export.parity import (
+    TOLERANCES,
+    Answer,
+    Drift,
+    Method,
+    Sample,
+    answers,
+    answers_on_cpu,
+    excesses,
+    measure,
+    method_of,
+)
 from ssn.export.precision import read_model, rounded
 from ssn.export.variants import GRAPHS, Node, convert
-from ssn.runtime.backend import Backend
 from ssn.runtime.choose import Option, Request, open_option, options
 from ssn.runtime.machine import look
-from ssn.runtime.onnxruntime import OnnxRuntimeBackend
 
 REFERENCE = "onnxruntime on cpu"
 
 
 @dataclass(frozen=True)
 class Way:
-    """A way to run a bundle: how it is opened, or why it can't be; with a remark where nothing depends on it."""
+    """A way to run a bundle: how it answers, or why it can't; with a remark where nothing depends on it."""
 
     name: str
     precision: Precision
-    open: Callable[[], AbstractContextManager[Method]] | None
+    answer: Callable[[Sequence[Sample]], list[Answer]]
     problem: str | None = None
     remark: str | None = None
 
@@ -64,31 +72,22 @@ def ways(bundle: Bundle, checkpoint: Path | None = None) -> list[Way]:
     """
     found = []
     if checkpoint is not None:
-        torch = _torch(bundle, checkpoint)
-        found.append(Way("torch", "fp32", lambda: nullcontext(torch)))
+        found.append(Way("torch", "fp32", partial(answers, bundle, method=_torch(bundle, checkpoint))))
     kept = _kept_in_fp32(bundle)
     remark = None if kept is not None else "no engine computes it yet; build-engine finds what has to stay in FP32"
-    half = partial(_half_on_cpu, bundle, kept or set())
-    found.append(Way("fp16 graph, rounded on cpu", "fp16", lambda: _running(bundle, half), remark=remark))
+    found.append(Way("fp16 graph, rounded on cpu", "fp16", partial(_half_on_cpu, bundle, kept or set()), remark=remark))
     for option in options(bundle, look(), verify=True):
         if option.label == REFERENCE:
             continue
         record = option.entry.record if option.entry else None
         precision: Precision = record.key.precision if record else "fp32"
-        found.append(Way(option.label, precision, _opener(bundle, option), option.problem))
+        found.append(Way(option.label, precision, partial(_with_option, bundle, option), option.problem))
     return found
 
 
-def _opener(bundle: Bundle, option: Option) -> Callable[[], AbstractContextManager[Method]] | None:
-    if option.problem is not None:
-        return None
-    return lambda: _running(bundle, lambda: open_option(bundle, option, Request()))
-
-
-@contextmanager
-def _running(bundle: Bundle, make: Callable[[], Backend]) -> Iterator[Method]:
-    with make() as backend:
-        yield method_of(bundle, backend)
+def _with_option(bundle: Bundle, option: Option, samples: Sequence[Sample]) -> list[Answer]:
+    with open_option(bundle, option, Request()) as backend:
+        return answers(bundle, samples, method_of(bundle, backend))
 
 
 def _torch(bundle: Bundle, checkpoint: Path) -> Method:
@@ -111,12 +110,12 @@ def _kept_in_fp32(bundle: Bundle) -> set[Node] | None:
     return {Node(graph, name) for one in kept for graph, names in one.items() for name in names} if halves else None
 
 
-def _half_on_cpu(bundle: Bundle, kept: set[Node]) -> Backend:
-    """Open the FP16 graphs, with some nodes in FP32."""
+def _half_on_cpu(bundle: Bundle, kept: set[Node], samples: Sequence[Sample]) -> list[Answer]:
+    """Run the FP16 graphs, with some nodes in FP32."""
     models = {name: read_model(bundle.read(name)) for name in GRAPHS}
     halves = convert(models, "fp16", kept)
     graphs = {name: rounded(model).SerializeToString() for name, model in halves.items()}
-    return OnnxRuntimeBackend(bundle.with_graphs(graphs))
+    return answers_on_cpu(bundle.with_graphs(graphs), samples)
 
 
 def check_bundle(
@@ -139,10 +138,9 @@ def check_bundle(
     for index, way in enumerate(found):
         report(way.name, index + 1, len(found) + 1)
         problem, drift = way.problem, None
-        if way.open is not None:
+        if problem is None:
             try:
-                with way.open() as method:
-                    drift = measure(bundle, samples, reference, answers(bundle, samples, method))
+                drift = measure(bundle, samples, reference, way.answer(samples))
             except SsnError as error:
                 problem = str(error)
         beyond = [] if drift is None or way.remark else excesses(drift, TOLERANCES[way.precision])
