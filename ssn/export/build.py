@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from ssn.export.parity import (
     measure,
     method_of,
 )
-from ssn.export.variants import Variant, make_variant
+from ssn.export.variants import GRAPHS, Variant, make_variant
 from ssn.runtime.machine import package_version
 
 # Slices. A volume's some 150 slices with brain make four batches: enough for copies to overlap with computing.
@@ -144,31 +144,20 @@ def _build_both(
     """Build encoder and flow; the flow's build goes on with the encoder's timing cache."""
     spec = bundle.spec
     plane, cells = spec.grid.plane, spec.cells
-    encoder, flow = "slices", ("features", "places")
-
-    def slices(count: int) -> tuple[int, ...]:
-        return (count * spec.slices_a_window, 1, plane, plane)
-
-    def features(count: int) -> tuple[int, ...]:
-        return (count, spec.features, cells, cells)
-
     most = windows * cells**2
+    slices = [(count * spec.slices_a_window, 1, plane, plane) for count in (1, windows, windows)]
+    features = [(count, spec.features, cells, cells) for count in (1, windows, windows)]
+    places = [(1,), (max(1, most // 2),), (most,)]  # about half of the cells are brain
+    shapes: dict[str, Mapping[str, Sequence[tuple[int, ...]]]] = {
+        ENCODER_FILE: {"slices": slices},
+        FLOW_FILE: {"features": features, "places": places},
+    }
     built: dict[str, BuiltEngine] = {}
-    for engine, graph, shapes in (
-        (ENCODER_ENGINE, ENCODER_FILE, {encoder: (slices(1), slices(windows), slices(windows))}),
-        (
-            FLOW_ENGINE,
-            FLOW_FILE,
-            {
-                flow[0]: (features(1), features(windows), features(windows)),
-                flow[1]: ((1,), (max(1, most // 2),), (most,)),  # about half of the cells are brain
-            },
-        ),
-    ):
+    for engine, graph in ((ENCODER_ENGINE, ENCODER_FILE), (FLOW_ENGINE, FLOW_FILE)):
         built[engine] = build_engine(
             module,
             variant.graphs[graph],
-            shapes,
+            shapes[graph],
             target,
             name=graph,
             workspace_mb=options.workspace_mb,
@@ -211,9 +200,6 @@ def _provenance(
     device: Device | None,
     built: dict[str, BuiltEngine],
 ) -> dict[str, Any]:
-    kept: dict[str, list[str]] = {ENCODER_FILE: [], FLOW_FILE: []}
-    for node in variant.kept:
-        kept[node.graph].append(node.name)
     about: dict[str, Any] = {name: dict(engine.about) for name, engine in built.items()}
     if device is not None:
         for name, engine in built.items():
@@ -223,7 +209,7 @@ def _provenance(
         "tools": {tool: package_version(tool) or "not installed" for tool in _TOOLS},
         "device": None if device is None else asdict(device),
         "options": asdict(options),
-        "kept_in_fp32": kept,
+        "kept_in_fp32": {graph: [node.name for node in variant.kept if node.graph == graph] for graph in GRAPHS},
         "drift": asdict(variant.drift),
         "tolerance": asdict(TOLERANCES[options.precision]),
         "measured_on": as_record(samples),

@@ -11,7 +11,7 @@ import importlib
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,7 +151,7 @@ def _monitor(module: Any, progress: Progress) -> Any:
 def build_engine(
     module: Any,
     graph: bytes,
-    shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]],
+    shapes: Mapping[str, Sequence[tuple[int, ...]]],
     target: Target,
     *,
     name: str,
