@@ -22,13 +22,8 @@ def require_supported(module: Any, device: Device, target: Target) -> None:
     ExportError
         If it does not even build the engine.
     """
-    numbers = ("x", TensorProto.FLOAT, ["n"])
-    graph = helper.make_graph(
-        [helper.make_node("Relu", ["x"], ["y"])],
-        "one_operator",
-        [helper.make_tensor_value_info(*numbers)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n"])],
-    )
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n"]) for name in ("x", "y"))
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "one_operator", [x], [y])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     built = build_engine(module, model.SerializeToString(), {"x": ((1,), (1,), (2,))}, target, name="one operator")
     runtime = module.Runtime(module.Logger(module.Logger.INTERNAL_ERROR))
