@@ -126,7 +126,7 @@ def measure_parity(
     )
     differences = []
     for batch in batches:
-        expected = torch_log_likelihood(detector, batch.slices, batch.places, batch.first)
+        expected = torch_log_likelihood(detector, batch)
         (features,) = encoder.run(None, {"slices": batch.slices})
         first = np.array([batch.first], np.int64)
         (given,) = flow.run(None, {"features": features, "places": batch.places, "first": first})
