@@ -46,11 +46,8 @@ class FoldedFlow(nn.Module):
         self.eval()
 
     def condition_tables(self, code: Tensor) -> list[Tensor]:
-        """Return each block's condition bias, `[K, n]`, its first Linear's own included, of `code` `[K, P]`.
-
-        Constant in the location only: computed once, and stored in the exported graph.
-        """
-        return [block.condition_table(code) for block in self.blocks]  # type: ignore[operator]
+        """Return each block's condition bias, `[K, n]`, its first Linear's own included, of `code` `[K, P]`."""
+        return [F.linear(code, weight, bias) for weight, bias in self.condition_maps()]
 
     def condition_maps(self) -> list[tuple[Tensor, Tensor]]:
         """Return each block's linear map from code to condition bias: weight `[n, P]` and bias `[n]`."""
@@ -101,9 +98,6 @@ class _FoldedBlock(nn.Module):
         rotation, scale = block.w_perm.detach().double(), _global_scale(block)
         offset = block.global_offset.detach().double().flatten()
         self.outward = _Scaling(scale, offset) if last else linear(rotation * scale, rotation @ offset)
-
-    def condition_table(self, code: Tensor) -> Tensor:
-        return F.linear(code, self.condition_weight, self.condition_bias)
 
     def forward(self, x: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         """Return the block's output `[L, C]` and its log-determinant over C, `[L]`, float32."""
