@@ -91,7 +91,6 @@ class Cuda:
         self.device = device
         self._rt = _runtime()
         self._stack = ExitStack()
-        self.allocated = 0  # bytes on the device
         self.released = False
         self._check(self._rt.cudaSetDevice(0), "cudaSetDevice")
 
@@ -118,7 +117,6 @@ class Cuda:
         """Address of `size` bytes on the device."""
         address = int(self._check(self._rt.cudaMalloc(max(size, 1)), f"taking {size / 1e6:.0f} MB on the GPU"))
         self._stack.callback(self._rt.cudaFree, address)
-        self.allocated += size
         return address
 
     def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
@@ -203,7 +201,6 @@ class Cuda:
         self.drain()
         self.released = True
         self._stack.close()
-        self.allocated = 0
 
     def __enter__(self) -> Self:
         return self
