@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssn.core.bundle import Bundle
-from ssn.core.errors import BackendError
+from ssn.core.errors import BackendError, first_line
 from ssn.runtime.backend import Backend, Batch, StageTimes
 from ssn.runtime.machine import look
 
@@ -105,7 +105,7 @@ def open_graph(engine: Engine, path: Path, threads: int) -> Run3d:
     try:
         return _onnxruntime(engine, path, threads) if engine.kind == "onnxruntime" else _openvino(engine, path, threads)
     except RuntimeError as error:  # both packages' own errors are RuntimeErrors
-        raise BackendError(f"{path.name}: {engine.name} refuses it ({str(error).splitlines()[0][:200]})") from error
+        raise BackendError(f"{path.name}: {engine.name} refuses it ({first_line(error)[:200]})") from error
 
 
 def _onnxruntime(engine: Engine, path: Path, threads: int) -> Run3d:

@@ -37,6 +37,11 @@ class ResultsError(SsnError):
     """A file of measurements is missing, damaged, or lacks what was asked for."""
 
 
+def first_line(error: Exception) -> str:
+    """First line of what an error says, or its kind where it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 def installing(extra: str) -> str:
     """Command that installs an optional part; ssn is on no package index, so it is run where its sources lie."""
     return f"pip install '.[{extra}]' in ssn's folder"

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ssn.core.engine_record import ANY_GPU, Device, TensorSpec
-from ssn.core.errors import BackendError, ExportError
+from ssn.core.errors import BackendError, ExportError, first_line
 from ssn.runtime.machine import TENSORRT_MODULES
 
 Progress = Callable[[str, int, int], None]  # phase, step, steps
@@ -61,7 +61,7 @@ def load_builder(device: Device | None) -> Any:
         try:
             return importlib.import_module(name)
         except (ImportError, OSError, RuntimeError) as error:
-            reasons[name] = "not installed" if isinstance(error, ModuleNotFoundError) else str(error).splitlines()[0]
+            reasons[name] = "not installed" if isinstance(error, ModuleNotFoundError) else first_line(error)
     raise BackendError(
         f"no TensorRT can build an engine here (tensorrt: {reasons['tensorrt']}; tensorrt_rtx: "
         f"{reasons['tensorrt_rtx']}). Install one with: pip install tensorrt-rtx   (builds without a GPU too), or on a "

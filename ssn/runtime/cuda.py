@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ssn.core.engine_record import Device
-from ssn.core.errors import BackendError, installing
+from ssn.core.errors import BackendError, first_line, installing
 
 # cudaErrorInsufficientDriver (also: no driver), cudaErrorNoDevice; and no binding has an error number at all.
 _NO_DRIVER, _NO_DEVICE, _OUT_OF_MEMORY = 35, 100, 2
@@ -44,7 +44,7 @@ def find_device() -> tuple[Device | None, str]:
         runtime = _runtime()
         code, count = runtime.cudaGetDeviceCount()
     except (ImportError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         return None, f"NVIDIA's CUDA binding is not usable ({reason}); install it with: {_INSTALL}"
     if int(code) == _NO_DRIVER:
         return None, "no NVIDIA driver, or one older than the CUDA binding needs"

@@ -9,7 +9,7 @@ from typing import Literal
 import onnxruntime as ort
 
 from ssn.core.bundle import Bundle
-from ssn.core.errors import BackendError, BundleError
+from ssn.core.errors import BackendError, BundleError, first_line
 
 Provider = Literal["cpu", "cuda", "tensorrt"]
 PROVIDERS: dict[Provider, str] = {
@@ -81,7 +81,7 @@ def open_session(
     try:
         session = ort.InferenceSession(data, options, providers=chain)
     except Exception as error:  # its errors share no base class
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         if provider != "cpu":
             raise BackendError(f"onnxruntime: {PROVIDERS[provider]} does not start ({reason})") from error
         raise BundleError(f"{bundle.folder / name}: ONNX Runtime refuses it ({reason})") from error

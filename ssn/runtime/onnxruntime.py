@@ -14,7 +14,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, Bundle
-from ssn.core.errors import BackendError
+from ssn.core.errors import BackendError, first_line
 from ssn.runtime.backend import Batch, StageTimes, check_features, check_slices
 from ssn.runtime.machine import physical_cores
 from ssn.runtime.onnx_sessions import (
@@ -172,5 +172,5 @@ def _one_line() -> Iterator[None]:
     try:
         yield
     except RUN_ERRORS as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise BackendError(f"onnxruntime: did not run ({reason}); a lower --batch takes less memory") from error

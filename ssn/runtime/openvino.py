@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, Bundle
-from ssn.core.errors import BackendError, BundleError
+from ssn.core.errors import BackendError, BundleError, first_line
 from ssn.runtime.backend import Batch, StageTimes, check_features, check_slices
 
 
@@ -48,7 +48,7 @@ class OpenVinoBackend:
         try:
             import openvino
         except (ImportError, OSError, RuntimeError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = first_line(error)
             raise BackendError(
                 f"openvino cannot be loaded ({reason}); install it with: pip install openvino"
             ) from error
@@ -74,7 +74,7 @@ class OpenVinoBackend:
         try:
             return core.compile_model(core.read_model(data), "CPU", options)
         except RuntimeError as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise BundleError(f"{bundle.folder / name}: OpenVINO refuses it ({reason})") from error
 
     def describe(self) -> dict[str, Any]:

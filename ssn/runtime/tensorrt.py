@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ssn.core.bundle import Bundle
 from ssn.core.engine_record import ENCODER_ENGINE, FLOW_ENGINE, EngineEntry, EngineRecord
 from ssn.core.engines import refusal
-from ssn.core.errors import BackendError
+from ssn.core.errors import BackendError, first_line
 from ssn.runtime.backend import Batch, StageTimes
 from ssn.runtime.cuda import Cuda
 from ssn.runtime.device_pipeline import DevicePipeline
@@ -127,7 +127,7 @@ def load_module(name: str) -> Any:
         return importlib.import_module(name)
     except (ImportError, OSError, RuntimeError) as error:
         package = name.replace("_", "-")
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise BackendError(f"{name} cannot be loaded ({reason}); install it with: pip install {package}") from error
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ssn.core.atomic import atomic_together, write_text_atomic
 from ssn.core.bundle import CALIBRATION_FILE, CHECKPOINT_FILE, MANIFEST_FILE
-from ssn.core.errors import DataError
+from ssn.core.errors import DataError, first_line
 from ssn.train.flow import ConditionalFlow
 from ssn.train.network import FeatureNetwork, LocationCodes, ModelConfig, build_flow
 from ssn.train.tensor_files import refuse_other_step, save_tensors
@@ -105,7 +105,7 @@ def load_checkpoint(folder: Path) -> Detector:
         reason = f"{error.filename}: {error.strerror}" if error.filename else error  # safetensors' own has no name
         raise DataError(f"{folder}: is not a checkpoint ({reason}). Make one with ssn-train fit.") from error
     except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise DataError(f"{folder}: the checkpoint is damaged or of another version ({reason}).") from error
     detector.record = record
     network.eval()

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ssn.core.atomic import atomic_together, write_text_atomic
-from ssn.core.errors import DataError
+from ssn.core.errors import DataError, first_line
 from ssn.train.checkpoint import optimiser_tensors, restore_optimiser, training_step
 from ssn.train.distributed import ONE_PROCESS, Ranks
 from ssn.train.edc import EncoderDecoder, contrast_loss
@@ -249,5 +249,5 @@ def _restore(
         reason = f"{error.filename}: {error.strerror}" if error.filename else error  # safetensors' own has no name
         raise DataError(f"{folder}: holds nothing to resume ({reason})") from error
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        raise DataError(f"{folder}: is damaged or of another version ({str(error).splitlines()[0]})") from error
+        raise DataError(f"{folder}: is damaged or of another version ({first_line(error)})") from error
     return record

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 from brains import brain_file
@@ -155,6 +156,12 @@ def test_missing_tensorrt_is_one_line_with_both_commands(bundle, tmp_path, monke
     assert result.exit_code == 1
     assert len(result.stderr.strip().splitlines()) == 1
     assert not (bundle.folder / "engines").exists()
+
+
+def test_a_tensorrt_that_fails_without_a_word_is_told_by_its_error(monkeypatch):
+    monkeypatch.setattr("importlib.import_module", Mock(side_effect=OSError))
+    with pytest.raises(BackendError, match=r"tensorrt_rtx: OSError\)"):
+        load_builder(None)
 
 
 def test_a_missing_onnx_package_is_one_line(bundle, monkeypatch):

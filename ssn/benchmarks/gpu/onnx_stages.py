@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime as ort
 
 from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, Bundle
-from ssn.core.errors import BackendError
+from ssn.core.errors import BackendError, first_line
 from ssn.runtime.device_pipeline import Slot
 from ssn.runtime.memory import BatchLayout
 from ssn.runtime.onnx_sessions import (
@@ -96,7 +96,7 @@ class OnnxStages:
             binding, options = self._bindings[key]
             self._sessions[key[0]].run_with_iobinding(binding, options)
         except RUN_ERRORS as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise BackendError(f"onnxruntime: did not run ({reason}); a lower --batch takes less memory") from error
 
     def encoder(self, slot: Slot, windows: int, stream: Any) -> None:
