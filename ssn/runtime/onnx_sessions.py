@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Iterator
 from typing import Literal
 
 import onnxruntime as ort
@@ -19,7 +20,7 @@ PROVIDERS: dict[Provider, str] = {
 }
 Chain = list[tuple[str, dict[str, str]]]
 _STATE = ort.capi.onnxruntime_pybind11_state
-RUN_ERRORS = (_STATE.RuntimeException, _STATE.Fail, _STATE.EPFail)  # memory that is short is one of these
+_RUN_ERRORS = (_STATE.RuntimeException, _STATE.Fail, _STATE.EPFail)  # memory that is short is one of these
 
 
 def require_provider(provider: Provider) -> None:
@@ -92,6 +93,16 @@ def open_session(
             "missing or of another version; install them with: pip install 'onnxruntime-gpu[cuda,cudnn]'"
         )
     return session
+
+
+@contextlib.contextmanager
+def told_in_one_line() -> Iterator[None]:
+    """Raise a BackendError of one line where a session fails to run; as a decorator, too."""
+    try:
+        yield
+    except _RUN_ERRORS as error:
+        reason = first_line(error)
+        raise BackendError(f"onnxruntime: did not run ({reason}); a lower --batch takes less memory") from error
 
 
 def _preload() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from typing import Any, Self
 
@@ -14,17 +13,17 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, Bundle
-from ssn.core.errors import BackendError, first_line
+from ssn.core.errors import BackendError
 from ssn.runtime.backend import Batch, StageTimes, check_features, check_slices
 from ssn.runtime.machine import physical_cores
 from ssn.runtime.onnx_sessions import (
-    RUN_ERRORS,
     Provider,
     cuda_options,
     open_session,
     provider_chain,
     require_provider,
     session_options,
+    told_in_one_line,
 )
 from ssn.runtime.side_by_side import halves, parts_at_once, run_side_by_side
 
@@ -108,9 +107,9 @@ class OnnxRuntimeBackend:
     def features(self, batches: Iterable[Batch]) -> Iterator[NDArray[np.float32]]:
         """Features (W, C, G, G) of each batch's windows, before whitening, in order; all are computed at once."""
 
+        @told_in_one_line()
         def encode(batch: Batch) -> NDArray[np.float32]:
-            with _one_line():
-                return np.asarray(self._encode(batch).numpy(), np.float32)
+            return np.asarray(self._encode(batch).numpy(), np.float32)
 
         with ThreadPoolExecutor(self._parts) as pool:
             yield from pool.map(encode, batches)
@@ -120,16 +119,12 @@ class OnnxRuntimeBackend:
     ) -> Iterator[NDArray[np.float32]]:
         """Log-likelihood per dimension (L,) of each batch's places from its features (W, C, G, G), in order."""
 
+        @told_in_one_line()
         def flow(found: NDArray[np.float32], batch: Batch) -> NDArray[np.float32]:
-            with _one_line():
-                return self._flow_of(ort.OrtValue.ortvalue_from_numpy(found), batch)
+            return self._flow_of(ort.OrtValue.ortvalue_from_numpy(found), batch)
 
         with ThreadPoolExecutor(self._parts) as pool:
             yield from pool.map(flow, features, batches)
-
-    def _compute(self, batch: Batch, times: StageTimes) -> NDArray[np.float32]:
-        with _one_line():
-            return self._log_likelihood(batch, times)
 
     def _encode(self, batch: Batch) -> ort.OrtValue:
         check_slices(self._takes, batch, self._bundle)
@@ -141,7 +136,8 @@ class OnnxRuntimeBackend:
         check_features(features.shape(), batch, self._bundle)
         return features
 
-    def _log_likelihood(self, batch: Batch, times: StageTimes) -> NDArray[np.float32]:
+    @told_in_one_line()
+    def _compute(self, batch: Batch, times: StageTimes) -> NDArray[np.float32]:
         start = time.perf_counter()
         features = self._encode(batch)
         encoded = time.perf_counter()
@@ -165,12 +161,3 @@ class OnnxRuntimeBackend:
 
     def __exit__(self, *error: object) -> None:
         del self._encoder, self._flow
-
-
-@contextmanager
-def _one_line() -> Iterator[None]:
-    try:
-        yield
-    except RUN_ERRORS as error:
-        reason = first_line(error)
-        raise BackendError(f"onnxruntime: did not run ({reason}); a lower --batch takes less memory") from error

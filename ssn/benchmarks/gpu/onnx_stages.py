@@ -13,17 +13,16 @@ import numpy as np
 import onnxruntime as ort
 
 from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, Bundle
-from ssn.core.errors import BackendError, first_line
 from ssn.runtime.device_pipeline import Slot
 from ssn.runtime.memory import BatchLayout
 from ssn.runtime.onnx_sessions import (
     PROVIDERS,
-    RUN_ERRORS,
     Provider,
     cuda_options,
     open_session,
     provider_chain,
     session_options,
+    told_in_one_line,
 )
 
 _Key = tuple[str, int, int, int]  # graph, slot, windows, places
@@ -89,15 +88,12 @@ class OnnxStages:
             run.add_run_config_entry("gpu_graph_id", str(len(self._bindings) + 1))
         return binding, run
 
+    @told_in_one_line()
     def _run(self, key: _Key, slot: Slot, stream: Any) -> None:
-        try:
-            if key not in self._bindings:
-                self._bindings[key] = self._bind(key, slot, stream)
-            binding, options = self._bindings[key]
-            self._sessions[key[0]].run_with_iobinding(binding, options)
-        except RUN_ERRORS as error:
-            reason = first_line(error)
-            raise BackendError(f"onnxruntime: did not run ({reason}); a lower --batch takes less memory") from error
+        if key not in self._bindings:
+            self._bindings[key] = self._bind(key, slot, stream)
+        binding, options = self._bindings[key]
+        self._sessions[key[0]].run_with_iobinding(binding, options)
 
     def encoder(self, slot: Slot, windows: int, stream: Any) -> None:
         """Queue the encoder."""
