@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from nibabel import orientations
 from numpy.typing import NDArray
 
 from ssn import __version__
 from ssn.core.bundle import INTENDED_USE, Bundle
 from ssn.core.likeness import Likeness
-from ssn.core.volume import Volume
+from ssn.core.volume import Volume, from_canonical
 from ssn.runtime.align import read_whitening
 from ssn.runtime.backend import ALIGNED, Backend, StageTimes
 
@@ -148,10 +149,7 @@ def extent_doubts(result: Result, bundle: Bundle, *, aligned: bool) -> list[str]
 
 def world_position(volume: Volume, index: tuple[int, int, int]) -> list[float]:
     """World coordinates (x, y, z) in mm of a voxel in canonical axis order."""
-    own = np.zeros(3)
-    for axis in range(3):
-        canonical, direction = (int(v) for v in volume.orientation[axis])
-        size = volume.data.shape[canonical]
-        own[axis] = index[canonical] if direction > 0 else size - 1 - index[canonical]
+    shape = from_canonical(volume.data, volume).shape
+    own = orientations.inv_ornt_aff(volume.orientation, shape) @ [*index, 1]
     mm_per_unit = volume.zooms[int(volume.orientation[0, 0])] / float(np.linalg.norm(volume.affine[:3, 0]))
-    return [float(v) * mm_per_unit for v in (volume.affine @ [*own, 1])[:3]]
+    return [float(v) * mm_per_unit for v in (volume.affine @ own)[:3]]
