@@ -28,18 +28,7 @@ MAX_EXTENSION_BYTES = 64 << 20
 
 _BYTES_OF_VERSION = {348: 1, 540: 2}
 _SINGLE_FILE_MAGIC = {1: b"n+1\0", 2: b"n+2\0\r\n\x1a\n"}
-_DTYPES = {
-    2: "u1",
-    4: "i2",
-    8: "i4",
-    16: "f4",
-    64: "f8",
-    256: "i1",
-    512: "u2",
-    768: "u4",
-    1024: "i8",
-    1280: "u8",
-}
+_GREY_DTYPES = {2, 4, 8, 16, 64, 256, 512, 768, 1024, 1280}  # codes of integers and floats of up to 64 bits
 _REFUSED_DTYPES = {
     1: "1-bit", 32: "complex", 128: "RGB colour", 1536: "128-bit float",
     1792: "complex", 2048: "complex", 2304: "RGBA colour",
@@ -175,10 +164,10 @@ def _checked_shape(path: Path, header: nib.Nifti1Header) -> tuple[int, int, int]
 
 def _checked_dtype(path: Path, header: nib.Nifti1Header) -> np.dtype[np.generic]:
     code = int(header["datatype"])
-    if code not in _DTYPES:
+    if code not in _GREY_DTYPES:
         name = _REFUSED_DTYPES.get(code, f"unknown (code {code})")
         raise refusal(path, f"its voxels are {name}, not grey values", "save it as int16 or float32")
-    return np.dtype(_DTYPES[code]).newbyteorder(header.endianness)
+    return header.get_data_dtype()
 
 
 def _checked_offset(path: Path, header: nib.Nifti1Header, header_bytes: int) -> int:
