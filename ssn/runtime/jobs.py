@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 from ssn.core.atomic import printable
 from ssn.core.errors import OutputError, VolumeError
 
-_SUFFIXES = (".nii.gz", ".nii")
 OWN_OUTPUTS = ("_anomaly", "_mask")  # ends of the names of map and mask
 
 
@@ -40,11 +40,14 @@ class Outcome:
     seconds: float
 
 
-def _stem(path: Path) -> str:
-    for suffix in _SUFFIXES:
-        if path.name.lower().endswith(suffix):
-            return path.name[: -len(suffix)]
-    return path.name
+def is_nifti(path: Path) -> bool:
+    """Whether a name is that of a NIfTI volume; hidden files, as some systems leave behind, are not."""
+    return path.name.lower().endswith((".nii", ".nii.gz")) and not path.name.startswith(".")
+
+
+def volume_stem(path: Path) -> str:
+    """File name without `.nii` or `.nii.gz`."""
+    return re.sub(r"\.nii(\.gz)?\Z", "", path.name, flags=re.ASCII | re.IGNORECASE)
 
 
 def is_folder(path: Path) -> bool:
@@ -69,11 +72,7 @@ def find_volumes(inputs: Sequence[Path]) -> list[Path]:
             paths.append(given)
             continue
         found = sorted(
-            path
-            for path in _listed(given)
-            if path.name.lower().endswith(_SUFFIXES)
-            and not path.name.startswith(".")
-            and not _stem(path).endswith(OWN_OUTPUTS)
+            path for path in _listed(given) if is_nifti(path) and not volume_stem(path).endswith(OWN_OUTPUTS)
         )
         if not found:
             raise VolumeError(
@@ -111,7 +110,7 @@ def find_jobs(inputs: Sequence[Path]) -> list[Job]:
     """
     jobs: dict[str, Job] = {}
     for path in find_volumes(inputs):
-        job = Job(path, _stem(path))
+        job = Job(path, volume_stem(path))
         if job.name in jobs and _same(path, jobs[job.name].path):
             continue
         if job.name in jobs:

@@ -9,9 +9,10 @@ from pathlib import Path
 from ssn.core.atomic import printable
 from ssn.core.errors import DataError
 from ssn.core.hashed_files import file_sha256
+from ssn.runtime.jobs import is_nifti
 from ssn.train.cases import Case, Dataset, Layout, Split
 from ssn.train.check import refuse_unusable
-from ssn.train.layouts import COHORT_FILE, READERS, TREES, is_nifti
+from ssn.train.layouts import COHORT_FILE, READERS, TREES
 
 
 def recognise(path: Path) -> Layout:

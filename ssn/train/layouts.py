@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ssn.core.atomic import printable
 from ssn.core.errors import DataError
-from ssn.runtime.jobs import OWN_OUTPUTS
+from ssn.runtime.jobs import OWN_OUTPUTS, is_nifti, volume_stem
 from ssn.train.cases import RESERVED_KINDS, SPLITS, Case, Dataset, Layout, split_subjects
 
 COHORT_FILE = "cohort.csv"
@@ -45,12 +45,7 @@ _MASK_NAME = re.compile(r"[-_.](mask|seg|label|lesion)$", re.IGNORECASE)
 
 def stem(path: Path) -> str:
     """File name without `.nii`, `.nii.gz` or the suffix of a picture."""
-    return re.sub(r"(\.nii)?(\.gz)?$", "", path.name, flags=re.IGNORECASE) if is_nifti(path) else path.stem
-
-
-def is_nifti(path: Path) -> bool:
-    """Whether a name is that of a NIfTI volume; hidden files, as some systems leave behind, are not."""
-    return path.name.lower().endswith((".nii", ".nii.gz")) and not path.name.startswith(".")
+    return volume_stem(path) if is_nifti(path) else path.stem
 
 
 def volumes_in(folder: Path) -> list[Path]:
