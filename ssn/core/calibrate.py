@@ -124,14 +124,13 @@ def calibrate(
     shape = (windows, cells, cells)
     everyone = [(healthy.places, healthy.log_likelihood) for healthy in kept]
     mean, deviation = statistics(everyone, shape)
-    whole = Calibration(mean, deviation, 1.0, sigma, 0.0, rate, np.zeros(1, np.float32))
     folds = min(FOLDS, len(kept))
     histogram = np.zeros(len(_HISTOGRAM) - 1)
     moments = np.zeros(3)
     scores = np.zeros(len(kept), np.float32)
     for fold in range(folds):
         others = [pair for index, pair in enumerate(everyone) if index % folds != fold] or everyone
-        without = Calibration(*statistics(others, shape), 1.0, sigma, 0.0, rate, whole.healthy_scores)
+        without = Calibration(*statistics(others, shape), 1.0, sigma, 0.0, rate, np.zeros(1, np.float32))
         for index in range(fold, len(kept), folds):
             healthy = kept[index]
             brain = healthy.look.read.brain
