@@ -126,8 +126,5 @@ def bucket(count: int, largest: int, parts: int) -> int:
     """
     if not 0 < count <= largest:
         raise ValueError(f"{count} is not in 1..{largest}")
-    for part in range(1, parts + 1):
-        size = -(-largest * part // parts)
-        if size >= count:
-            return size
-    return largest
+    sizes = (-(-largest * part // parts) for part in range(1, parts + 1))
+    return next(size for size in sizes if size >= count)
