@@ -103,10 +103,10 @@ def engine_problem(entry: EngineEntry, bundle: Bundle, machine: Machine, *, veri
 def options(bundle: Bundle, machine: Machine, *, verify: bool = False) -> Iterator[Option]:
     """Every way to run a bundle, in the order of `AUTO_ORDER`, with what speaks against it."""
     for backend, device in AUTO_ORDER:
-        if backend == "tensorrt":
-            yield from _tensorrt_options(bundle, machine, verify=verify)
-        elif device == "cuda" and machine.device is None:
+        if device == "cuda" and machine.device is None:
             yield Option(backend, device, f"no GPU: {machine.no_device}")
+        elif backend == "tensorrt":
+            yield from _tensorrt_options(bundle, machine, verify=verify)
         elif backend == "openvino":
             missing = machine.modules["openvino"] is None
             yield Option(backend, device, "not installed: pip install openvino" if missing else None)
@@ -121,15 +121,13 @@ def options(bundle: Bundle, machine: Machine, *, verify: bool = False) -> Iterat
 
 def _tensorrt_options(bundle: Bundle, machine: Machine, *, verify: bool) -> Iterator[Option]:
     entries = find_engines(bundle)
-    if machine.device is None:
-        yield Option("tensorrt", "cuda", f"no GPU: {machine.no_device}")
-    elif not entries:
+    if not entries:
         yield Option("tensorrt", "cuda", f"the bundle has no engine; build one: {rebuild_command(bundle.folder)}")
 
     def rank(entry: EngineEntry) -> int:
         return _PRECISION_ORDER.index(entry.record.key.precision) if entry.record else len(_PRECISION_ORDER)
 
-    for entry in sorted(entries, key=rank) if machine.device is not None else ():
+    for entry in sorted(entries, key=rank):
         yield Option("tensorrt", "cuda", engine_problem(entry, bundle, machine, verify=verify), entry)
 
 
