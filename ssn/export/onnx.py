@@ -68,24 +68,17 @@ def to_onnx(
 
 def _strip(model: onnx.ModelProto) -> None:
     """Remove stack traces and other notes of the exporter: they hold source paths."""
-    del model.metadata_props[:]
-    model.doc_string = ""
+    noted: list[Any] = [model]
     graphs = [model.graph, *model.functions]
     while graphs:
         graph = graphs.pop()
-        graph.doc_string = ""
-        del graph.metadata_props[:]
-        for node in graph.node:
-            node.doc_string = ""
-            del node.metadata_props[:]
-            graphs.extend(attribute.g for attribute in node.attribute if attribute.HasField("g"))
-        for value in (*graph.value_info, *getattr(graph, "initializer", ())):
-            value.doc_string = ""
-            del value.metadata_props[:]
-        if isinstance(graph, onnx.GraphProto):
-            for value in (*graph.input, *graph.output):
-                value.doc_string = ""
-                del value.metadata_props[:]
+        noted += [graph, *graph.node, *graph.value_info]
+        if isinstance(graph, onnx.GraphProto):  # a function's inputs and outputs are names
+            noted += [*graph.initializer, *graph.input, *graph.output]
+        graphs.extend(attribute.g for node in graph.node for attribute in node.attribute if attribute.HasField("g"))
+    for part in noted:
+        part.doc_string = ""
+        del part.metadata_props[:]
 
 
 def export_graphs(detector: Detector) -> dict[str, bytes]:
