@@ -45,15 +45,13 @@ class Moments:
     @property
     def mean(self) -> Matrix:
         """(C,)."""
-        mean: Matrix = self.centre + self.total / self.count
-        return mean
+        return self.centre + self.total / self.count
 
     @property
     def covariance(self) -> Matrix:
         """(C, C)."""
         shift = self.total / self.count
-        covariance: Matrix = self.products / self.count - np.outer(shift, shift)
-        return covariance
+        return self.products / self.count - np.outer(shift, shift)
 
 
 @dataclass(frozen=True)

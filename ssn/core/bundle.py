@@ -98,14 +98,12 @@ class Bundle:
     @property
     def encoder_name(self) -> str | None:
         """The encoder's network, as timm calls it; None where the bundle does not say."""
-        name: str | None = self.manifest.get("architecture", {}).get("encoder", {}).get("name")
-        return name
+        return self.manifest.get("architecture", {}).get("encoder", {}).get("name")
 
     @property
     def trained_on(self) -> Sequence[str]:
         """SHA-256 of each file that it was trained on; none where the bundle does not say."""
-        volumes: Sequence[str] = self.manifest.get("training", {}).get("made_of", {}).get("volumes", ())
-        return volumes
+        return self.manifest.get("training", {}).get("made_of", {}).get("volumes", ())
 
     def read(self, name: str) -> bytes:
         """Read a listed file and check it: the bytes returned are the bytes that were hashed.

@@ -172,8 +172,7 @@ def _mean_overlap(ranking: _Ranking, mask: Array, within: Array) -> NDArray[np.f
     # A voxel of region r is worth 1 / (number of regions * size of r): the mean overlap becomes a plain sum.
     worth = 1 / (np.count_nonzero(sizes) * np.maximum(sizes, 1))
     worth[0] = 0
-    found: NDArray[np.float64] = np.cumsum(worth[regions[ranking.descending]])[ranking.last_of_ties]
-    return found
+    return np.cumsum(worth[regions[ranking.descending]])[ranking.last_of_ties]
 
 
 def _pro(ranking: _Ranking, overlap: NDArray[np.float64]) -> float:
@@ -222,8 +221,7 @@ def _lesion_voxels(index: int, score: Array, mask: Array) -> _Voxels:
 
 def _count_at_least(values: Array, thresholds: Array) -> Array:
     """Count the values >= each of the thresholds: (T,) from (N,) and (T,)."""
-    counts: Array = values.size - np.searchsorted(np.sort(values), thresholds, side="left")
-    return counts
+    return values.size - np.searchsorted(np.sort(values), thresholds, side="left")
 
 
 def check_shapes(**arrays: Array) -> None:

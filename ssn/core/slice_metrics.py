@@ -8,8 +8,7 @@ from ssn.core.metrics import Array, check_shapes, voxel_auprc, voxel_auroc
 
 def slice_scores(score_map: Array, within: NDArray[np.bool_]) -> Array:
     """Score of each axial slice (Z,): the highest of a map (X, Y, Z) in `within`, -inf where it has no voxel there."""
-    highest: Array = score_map.max((0, 1), where=within, initial=-np.inf)
-    return highest
+    return score_map.max((0, 1), where=within, initial=-np.inf)
 
 
 def slice_auroc(scores: Array, labels: Array) -> float:

@@ -70,8 +70,7 @@ class FlowGraph(nn.Module):
 
     def score(self, features: Tensor, conditions: Sequence[Tensor]) -> Tensor:
         """Log-likelihood (L,) of features before whitening (L, C) under each block's conditions (L, n)."""
-        result: Tensor = self.flow(self.whitening(features), conditions)
-        return result
+        return self.flow(self.whitening(features), conditions)
 
 
 def _whitening(network: FeatureNetwork) -> nn.Module:

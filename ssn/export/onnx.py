@@ -62,8 +62,7 @@ def to_onnx(
     model = program.model_proto
     _strip(model)
     onnx.checker.check_model(model)
-    data: bytes = model.SerializeToString()
-    return data
+    return model.SerializeToString()
 
 
 def _strip(model: onnx.ModelProto) -> None:

@@ -17,8 +17,7 @@ def torch_log_likelihood(detector: Detector, batch: Batch) -> NDArray[np.float32
     """Log-likelihood per dimension (L,) at a batch's places."""
     raw = detector.network(torch.from_numpy(batch.slices)).permute(0, 2, 3, 1).flatten(0, 2)
     places = torch.from_numpy(batch.places)
-    values = detector.log_likelihood(raw[places - batch.first * detector.network.cells**2], places)
-    return np.asarray(values.numpy())
+    return detector.log_likelihood(raw[places - batch.first * detector.network.cells**2], places).numpy()
 
 
 def torch_method(detector: Detector) -> Method:
