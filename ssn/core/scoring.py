@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ssn.core.geometry import apply_separable, gaussian_matrix, upsampling_matrix
 from ssn.core.slices import SliceStack
 from ssn.core.tails import highest
 
@@ -123,8 +124,6 @@ def parity_map(log_likelihood: NDArray[np.float32], size: tuple[int, int, int], 
     size : (D, H, W)
         Of the map.
     """
-    from ssn.core.geometry import apply_separable, gaussian_matrix, upsampling_matrix
-
     matrices = tuple(
         (gaussian_matrix(n, sigma) @ upsampling_matrix(n, cells)).astype(np.float32)
         for n, cells in zip(size, log_likelihood.shape, strict=True)
