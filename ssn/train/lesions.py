@@ -15,7 +15,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from ssn.train.anatomy import Contrast, Tissue, smooth_field
+from ssn.train.anatomy import Contrast, Tissue, smooth_field, voxel_coordinates
 
 LesionKind = Literal["tumour", "wmh", "stroke", "atrophy"]
 LESION_KINDS: tuple[LesionKind, ...] = ("tumour", "wmh", "stroke", "atrophy")
@@ -72,7 +72,7 @@ def _soft(inside: Tensor, width: float = 1.0) -> Tensor:
     return (inside / width + 0.5).clamp(0, 1)
 
 
-def _distance(centre: tuple[float, ...], shape: tuple[int, ...], stretch: np.ndarray) -> Tensor:
+def _distance(centre: tuple[int, ...], shape: tuple[int, ...], stretch: np.ndarray) -> Tensor:
     axes = [(torch.arange(float(n)) - c) / float(s) for n, c, s in zip(shape, centre, stretch, strict=True)]
     x, y, z = (a.square().view([-1 if i == j else 1 for j in range(3)]) for i, a in enumerate(axes))
     return torch.sqrt(x + y + z)
@@ -85,21 +85,26 @@ def _threshold_for(score: Tensor, allowed: Tensor, voxels: float) -> float:
     return float(values.kthvalue(values.numel() - wanted).values)
 
 
-def _pick(candidates: Tensor, rng: np.random.Generator) -> tuple[float, ...]:
+def _pick(candidates: Tensor, rng: np.random.Generator) -> tuple[int, ...]:
     places = candidates.nonzero()
     if len(places) == 0:
         raise ValueError("no place in this brain is suitable for the lesion")
-    return tuple(float(v) for v in places[rng.integers(len(places))])
+    return tuple(places[rng.integers(len(places))].tolist())
 
 
-def _interior(tissue: Tissue, depth: float) -> Tensor:
-    """Depth below the brain's surface, in voxels, is at least `depth`."""
-    return torch.from_numpy(ndimage.distance_transform_edt(tissue.brain.numpy()) >= depth)
+def _depth(tissue: Tissue) -> Tensor:
+    """Depth below the brain's surface (X, Y, Z), in voxels."""
+    return torch.from_numpy(ndimage.distance_transform_edt(tissue.brain.numpy()).astype(np.float32))
+
+
+def _offsets(centre: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
+    """From a voxel to each voxel, (3, X, Y, Z)."""
+    return voxel_coordinates(shape) - torch.tensor(centre).view(3, 1, 1, 1)
 
 
 def _tumour(tissue: Tissue, ml: float, rng: np.random.Generator, generator: torch.Generator) -> Lesion:
     shape = tuple(tissue.brain.shape)
-    centre = _pick((tissue.fractions[1] + tissue.fractions[2] > 0.8) & _interior(tissue, 8), rng)
+    centre = _pick((tissue.fractions[1] + tissue.fractions[2] > 0.8) & (_depth(tissue) >= 8), rng)
     distance = _distance(centre, shape, rng.uniform(0.8, 1.25, 3))
     radius = (3 * ml * 1000 / (4 * np.pi)) ** (1 / 3)
     ragged = distance + radius * 0.18 * smooth_field(shape, max(6.0, radius / 1.5), generator)[0]
@@ -110,12 +115,7 @@ def _tumour(tissue: Tissue, ml: float, rng: np.random.Generator, generator: torc
     whole = _soft(outer - ragged, 2.5) * solid
     proper = _soft(outer * share - ragged) * solid
     core = _soft(outer * share - rim - ragged) * solid
-    away = torch.stack(
-        [
-            (torch.arange(n, dtype=torch.float32) - c).view([-1 if i == j else 1 for j in range(3)]).expand(shape)
-            for i, (n, c) in enumerate(zip(shape, centre, strict=True))
-        ]
-    ) / distance.clamp_min(1.0)
+    away = _offsets(centre, shape) / distance.clamp_min(1.0)
     reach = rng.uniform(0.1, 0.3) * radius
     push = away * (reach * torch.exp(-((distance - outer * share).clamp_min(0) / (1.2 * radius))))
     parts = (Part("oedema", 0.85 * whole), Part("rim", proper), Part("core", core))
@@ -124,7 +124,7 @@ def _tumour(tissue: Tissue, ml: float, rng: np.random.Generator, generator: torc
 
 def _wmh(tissue: Tissue, ml: float, rng: np.random.Generator, generator: torch.Generator) -> Lesion:
     shape = tuple(tissue.brain.shape)
-    white = (tissue.fractions[2] > 0.75) & _interior(tissue, 10)
+    white = (tissue.fractions[2] > 0.75) & (_depth(tissue) >= 10)
     # A few clusters; each spot is a ragged ball, all spots together have the wanted volume.
     score = torch.full(shape, -torch.inf)
     for _ in range(int(rng.integers(1, 6))):
@@ -139,40 +139,36 @@ def _wmh(tissue: Tissue, ml: float, rng: np.random.Generator, generator: torch.G
 def _stroke(tissue: Tissue, ml: float, rng: np.random.Generator, generator: torch.Generator) -> Lesion:
     shape = tuple(tissue.brain.shape)
     solid = tissue.brain & (tissue.fractions[0] < 0.8)
-    depth = torch.from_numpy(ndimage.distance_transform_edt(tissue.brain.numpy()).astype(np.float32))
+    depth = _depth(tissue)
     apex = _pick(tissue.brain & (depth > 18) & (depth < 40), rng)
     # A wedge opens from its apex towards the nearest cortex, as a vessel's territory does.
     gradient = np.array(_gradient_at(depth, apex))
     outward = -gradient / max(float(np.linalg.norm(gradient)), 1e-6)
-    axes = torch.meshgrid(
-        *(torch.arange(n, dtype=torch.float32) - c for n, c in zip(shape, apex, strict=True)), indexing="ij"
-    )
-    length = torch.linalg.vector_norm(torch.stack(axes), dim=0).clamp_min(1.0)
-    along = sum(a * float(o) for a, o in zip(axes, outward, strict=True)) / length
+    offsets = _offsets(apex, shape)
+    length = torch.linalg.vector_norm(offsets, dim=0).clamp_min(1.0)
+    along = sum(a * float(o) for a, o in zip(offsets, outward, strict=True)) / length
     ragged = along + 0.06 * smooth_field(shape, 8.0, generator)[0]
-    ragged = torch.where(length < 70, ragged, torch.full_like(ragged, -1.0))
-    beyond = solid & (depth < depth[tuple(int(a) for a in apex)])
+    ragged = torch.where(length < 70, ragged, -1.0)
+    beyond = solid & (depth < depth[apex])
     level = _threshold_for(ragged, beyond, ml * 1000)
     weight = _soft((ragged - level) * length) * beyond
     return Lesion("stroke", (Part("stroke", rng.uniform(0.6, 1.0) * weight),), weight > 0.5, None)
 
 
-def _gradient_at(field: Tensor, place: tuple[float, ...], step: int = 4) -> list[float]:
+def _gradient_at(field: Tensor, place: tuple[int, ...], step: int = 4) -> list[float]:
     """Central differences of a volume at a voxel; zero across the border."""
     result = []
     for axis in range(3):
-        ends = []
-        for sign in (-1, 1):
-            index = [int(p) for p in place]
-            index[axis] = min(max(index[axis] + sign * step, 0), field.shape[axis] - 1)
-            ends.append(float(field[tuple(index)]))
-        result.append(ends[1] - ends[0])
+        low, high = list(place), list(place)
+        low[axis] = max(place[axis] - step, 0)
+        high[axis] = min(place[axis] + step, field.shape[axis] - 1)
+        result.append(float(field[tuple(high)]) - float(field[tuple(low)]))
     return result
 
 
 def _atrophy(tissue: Tissue, ml: float, rng: np.random.Generator, generator: torch.Generator) -> Lesion:
     shape = tuple(tissue.brain.shape)
-    depth = torch.from_numpy(ndimage.distance_transform_edt(tissue.brain.numpy()).astype(np.float32))
+    depth = _depth(tissue)
     solid = tissue.brain & (tissue.fractions[0] < 0.6)
     centre = _pick(solid & (depth > 4) & (depth < 14), rng)
     score = -_distance(centre, shape, rng.uniform(0.7, 1.5, 3)) + 3.0 * smooth_field(shape, 6.0, generator)[0]
