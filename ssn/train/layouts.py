@@ -131,13 +131,16 @@ def _row_case(table: Path, number: int, row: dict[str, str | None]) -> Case:
     )
 
 
+def _with_subfolders(folder: Path) -> list[Path]:
+    return [folder, *sorted(f for f in folder.iterdir() if f.is_dir())] if folder.is_dir() else []
+
+
 def _left_out(path: Path, taken: Container[Path | None], layout: Layout) -> tuple[str, ...]:
     """List the volumes in a folder and its subfolders that a reader does not take: silence would lose them."""
-    folders = [path, *sorted(f for f in path.iterdir() if f.is_dir())]
     return tuple(
         f"{printable(file)}: is not placed and named as layout {layout} has it, and would be left out; move it "
         "elsewhere, or list all in a table"
-        for folder in folders
+        for folder in _with_subfolders(path)
         for file in volumes_in(folder)
         if file not in taken
     )
@@ -145,23 +148,20 @@ def _left_out(path: Path, taken: Container[Path | None], layout: Layout) -> tupl
 
 def read_ixi(path: Path) -> Dataset:
     """Read IXI: healthy volumes, flat or in a folder a contrast; split by subject, so that T1 and T2 agree."""
-    folders = [path, *sorted(f for f in path.iterdir() if f.is_dir())] if path.is_dir() else []
-    named = [(file, match) for folder in folders for file in volumes_in(folder) if (match := _IXI.fullmatch(file.name))]
+    named = [
+        (file, match[1].upper(), match[2].lower())
+        for folder in _with_subfolders(path)
+        for file in volumes_in(folder)
+        if (match := _IXI.fullmatch(file.name))
+    ]
     if not named:
         raise wrong_layout(path, "ixi", "holds no file of that name")
-    problems = _left_out(path, {file for file, _ in named}, "ixi")
-    splits = split_subjects((m[1].upper() for _, m in named), "calibration", "train", CALIBRATION_SHARE)
-    return Dataset(
-        path,
-        "ixi",
-        tuple(
-            Case(
-                file, str(file.relative_to(path)), m[1].upper(), splits[m[1].upper()], contrast=m[2].lower()
-            )
-            for file, m in named
-        ),
-        problems=problems,
-    )  # fmt: skip
+    splits = split_subjects((subject for _, subject, _ in named), "calibration", "train", CALIBRATION_SHARE)
+    cases = tuple(
+        Case(file, str(file.relative_to(path)), subject, splits[subject], contrast=contrast)
+        for file, subject, contrast in named
+    )
+    return Dataset(path, "ixi", cases, problems=_left_out(path, {file for file, *_ in named}, "ixi"))
 
 
 def read_brats(path: Path) -> Dataset:
