@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -56,20 +57,22 @@ def read_slice_images(
     DataError
         If there are too few healthy images, one cannot be read, or a data set lies beside pictures.
     """
+    picture = partial(_grey, size=size or PICTURE_SIZE)
+    drawn = partial(_drawn, size=size, count=slices_a_volume, rng=np.random.default_rng(seed))
     pictures = pictures_in(path) if layout is None else []
     if pictures:
         _refuse_beside_a_dataset(path, pictures[0])
         splits = split_subjects((p.name for p in pictures), "validation", "train", VALIDATION_SHARE)
         groups = [[p for p in pictures if splits[p.name] == split] for split in ("train", "validation")]
-        return _from_pictures(path, groups, size, progress)
+        return _read_all(path, groups, "healthy images", picture, progress)
     dataset = read_dataset(path, layout)
     if dataset.flat:
         groups = [[c.image for c in dataset.cases if c.split == s and not c.lesion] for s in ("train", "validation")]
-        return _from_pictures(path, groups, size, progress)
+        return _read_all(path, groups, "healthy images", picture, progress)
     cases = open_split(path, "train", layout, contrast)
     held_out = split_subjects((case.subject for case in cases), "validation", "train", VALIDATION_SHARE)
-    files = [[c.image for c in cases if held_out[c.subject] == split] for split in ("train", "validation")]
-    return _from_volumes(path, files, size, slices_a_volume, seed, progress)
+    groups = [[c.image for c in cases if held_out[c.subject] == split] for split in ("train", "validation")]
+    return _read_all(path, groups, "healthy volumes in split 'train'", drawn, progress)
 
 
 def _refuse_beside_a_dataset(path: Path, picture: Path) -> None:
@@ -84,22 +87,30 @@ def _refuse_beside_a_dataset(path: Path, picture: Path) -> None:
     )
 
 
-def _from_pictures(
-    path: Path, groups: Sequence[Sequence[Path]], size: int | None, progress: Callable[[int, int], None]
+def _read_all(
+    path: Path,
+    groups: Sequence[Sequence[Path]],
+    what: str,
+    read: Callable[[Path], Tensor],
+    progress: Callable[[int, int], None],
 ) -> SliceImages:
-    _need_two(path, groups, "healthy images")
-    total, done = sum(map(len, groups)), 0
-    read: list[Tensor] = []
+    """Read the slices (n, S, S) of each file of both groups, `what` in an error's words."""
+    total = sum(map(len, groups))
+    if not all(groups):
+        raise DataError(f"{printable(path)}: has {total} {what}; two at least are needed, one to validate on")
+    done = 0
+    together = []
     for group in groups:
-        stacked = []
-        for picture in group:
-            stacked.append(_grey(picture, size or PICTURE_SIZE))
+        slices = []
+        for file in group:
+            slices.append(read(file))
             progress(done := done + 1, total)
-        read.append(torch.stack(stacked))
-    return SliceImages(*read)
+        together.append(torch.cat(slices))
+    return SliceImages(*together)
 
 
 def _grey(path: Path, size: int) -> Tensor:
+    """Read a picture, (1, S, S)."""
     from PIL import Image
 
     try:
@@ -107,41 +118,19 @@ def _grey(path: Path, size: int) -> Tensor:
             grey = image.convert("L").resize((size, size), Image.Resampling.BILINEAR)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{printable(path)}: cannot be read as an image ({error})") from error
-    return torch.from_numpy(np.array(grey))
+    return torch.from_numpy(np.array(grey))[None]
 
 
-def _from_volumes(
-    path: Path,
-    groups: Sequence[Sequence[Path]],
-    size: int | None,
-    slices_a_volume: int,
-    seed: int,
-    progress: Callable[[int, int], None],
-) -> SliceImages:
-    _need_two(path, groups, "healthy volumes in split 'train'")
+def _drawn(path: Path, size: int | None, count: int, rng: np.random.Generator) -> Tensor:
+    """Draw slices of a volume, (count, S, S) at most."""
     grid = GridConfig()
-    rng = np.random.default_rng(seed)
-    total, done = sum(map(len, groups)), 0
-    read = []
-    for group in groups:
-        drawn = []
-        for file in group:
-            slices = cut_slices(read_volume(file), grid, grid.plane // 4).slices
-            filled = np.flatnonzero((slices > 0).mean((1, 2)) >= _MIN_BRAIN_SHARE)
-            chosen = np.sort(rng.permutation(filled)[:slices_a_volume])
-            drawn.append(_resized(torch.from_numpy(slices[chosen]), size))
-            progress(done := done + 1, total)
-        read.append(torch.cat(drawn))
-    return SliceImages(*read)
+    slices = cut_slices(read_volume(path), grid, grid.plane // 4).slices
+    filled = np.flatnonzero((slices > 0).mean((1, 2)) >= _MIN_BRAIN_SHARE)
+    chosen = np.sort(rng.permutation(filled)[:count])
+    return _resized(torch.from_numpy(slices[chosen]), size)
 
 
 def _resized(slices: Tensor, size: int | None) -> Tensor:
     if size is not None and size != slices.shape[-1]:
         slices = F.interpolate(slices[:, None], (size, size), mode="bilinear", align_corners=False)[:, 0]
     return (slices.clamp(0, 1) * 255).round().byte()
-
-
-def _need_two(path: Path, groups: Sequence[Sequence[Path]], what: str) -> None:
-    if not all(groups):
-        found = sum(map(len, groups))
-        raise DataError(f"{printable(path)}: has {found} {what}; two at least are needed, one to validate on")
