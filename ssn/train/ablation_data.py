@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssn.train.cases import Case, Layout
+from ssn.train.cases import Case, Layout, Split
 from ssn.train.datasets import open_split, read_dataset, refuse_shared, refuse_without_lesion
+
+_Place = tuple[Path, Layout | None, str | None]  # a data set, how it lies, and the contrast to take of it
 
 
 @dataclass(frozen=True)
@@ -42,26 +44,18 @@ def open_ablation_data(
     DataError
         As `open_split`, `refuse_shared` and `refuse_without_lesion`.
     """
+    own: _Place = (data, layout, contrast)
+    measured: _Place = (measure_on, None, measure_contrast or contrast) if measure_on else own
+    calibrated = own
+    if calibrate_on:
+        calibrated = measured if calibrate_on == measure_on else (calibrate_on, None, contrast)
     # A contrast or lesion never seen in training need not bring volumes to choose a threshold on.
-    elsewhere = measure_on is not None and any(
-        case.split == "validation" for case in read_dataset(measure_on, None).cases
-    )
-    measured_contrast = (measure_contrast or contrast) if measure_on else contrast
+    elsewhere = measure_on and any(case.split == "validation" for case in read_dataset(measure_on).cases)
     found = AblationData(
-        train=open_split(data, "train", layout, contrast),
-        calibration=open_split(
-            calibrate_on or data,
-            "calibration",
-            None if calibrate_on else layout,
-            measured_contrast if calibrate_on and calibrate_on == measure_on else contrast,
-        ),
-        validation=open_split(
-            measure_on if measure_on and elsewhere else data,
-            "validation",
-            None if elsewhere else layout,
-            measured_contrast if elsewhere else contrast,
-        ),
-        test=open_split(measure_on or data, "test", None if measure_on else layout, measured_contrast),
+        train=_opened("train", own),
+        calibration=_opened("calibration", calibrated),
+        validation=_opened("validation", measured if elsewhere else own),
+        test=_opened("test", measured),
     )
     refuse_shared(found.train, [*found.calibration, *found.validation, *found.test])
     refuse_shared(found.calibration, [*found.validation, *found.test])
@@ -69,3 +63,8 @@ def open_ablation_data(
     for cases in (found.validation, found.test):
         refuse_without_lesion(cases)
     return found
+
+
+def _opened(split: Split, place: _Place) -> list[Case]:
+    path, layout, contrast = place
+    return open_split(path, split, layout, contrast)
