@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from ssn.core.atomic import write_text_atomic
 from ssn.core.errors import OutputError, ResultsError
 from ssn.core.outputs import make_folder
 
@@ -31,11 +30,6 @@ def result_path(folder: Path, kind: Kind, *, overwrite: bool) -> Path:
         raise OutputError(f"{path}: exists already; use --force to replace it, or another folder")
     make_folder(folder)
     return path
-
-
-def save(path: Path, result: Mapping[str, Any]) -> None:
-    """Write a result as far as it is known; whatever comes later replaces it."""
-    write_text_atomic(path, json.dumps(result, indent=1) + "\n", overwrite=True)
 
 
 def load_results(folder: Path) -> dict[str, dict[str, Any]]:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ssn.benchmarks.measure import Clock, Tell, environment, matmul_rate_cpu
-from ssn.benchmarks.results import Kind, result_path, save
+from ssn.benchmarks.results import Kind, result_path
 from ssn.benchmarks.slice_models import ModelName
 from ssn.benchmarks.volumes import NATIVE, STANDARD, Scan, make_scan
+from ssn.core.atomic import write_json_atomic
 
 SLICE_SCALING = ("AutoEncoder", "UNet 16-256")  # light 3D networks that are timed by slices beside the pipeline
 WORK = "work"  # folder in the results' folder: the phantom, exported networks, what is written while measuring
@@ -168,6 +169,6 @@ def _collect(
     }
     for row in rows:
         result["rows"].append(row)
-        save(path, result)
-    save(path, result)
+        write_json_atomic(path, result, overwrite=True)
+    write_json_atomic(path, result, overwrite=True)
     return path

@@ -219,9 +219,7 @@ def evaluate(
 ) -> None:
     """Measure a model on the test split; the Dice threshold comes from the validation split."""
     with user_errors():
-        import json
-
-        from ssn.core.atomic import write_text_atomic
+        from ssn.core.atomic import write_json_atomic
         from ssn.core.errors import DataError
         from ssn.core.outputs import check_file
         from ssn.train import evaluate as measuring
@@ -252,7 +250,7 @@ def evaluate(
             threshold = method.threshold if own_threshold else measuring.validation_threshold(method, chosen_on, step)
             rows = measuring.evaluate(method, test, threshold, step)
         result = measuring.as_json(rows, threshold, "healthy" if own_threshold else "validation")
-        write_text_atomic(output, json.dumps(result, indent=1) + "\n", overwrite=force)
+        write_json_atomic(output, result, overwrite=force)
         measuring.print_table(model.name, result["summary"])
 
 

@@ -1,6 +1,7 @@
 """Output files that are either whole or not there: write under a temporary name, then rename."""
 
 import errno
+import json
 import os
 import secrets
 from collections.abc import Iterator
@@ -136,6 +137,11 @@ def write_text_atomic(path: Path | str, text: str, *, overwrite: bool = False, h
     """
     with atomic_path(path, overwrite=overwrite, held=held) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json_atomic(path: Path | str, value: object, *, overwrite: bool = False, held: Held | None = None) -> None:
+    """Write plain values as indented JSON; else as `write_text_atomic`, with its errors."""
+    write_text_atomic(path, json.dumps(value, indent=1) + "\n", overwrite=overwrite, held=held)
 
 
 def check_target(path: Path, *, overwrite: bool) -> None:

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from ssn.core.atomic import write_text_atomic
+from ssn.core.atomic import write_json_atomic
 from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, Bundle
 from ssn.core.errors import SsnError
 from ssn.runtime.backend import DEFAULT_BATCH, Backend, Batch, StageTimes
@@ -150,6 +150,6 @@ def _write(path: Path | None, known: dict[str, float]) -> None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text_atomic(path, json.dumps(known, indent=1) + "\n", overwrite=True)
+        write_json_atomic(path, known, overwrite=True)
     except (OSError, SsnError):
         return

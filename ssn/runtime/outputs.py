@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ssn import __version__
-from ssn.core.atomic import atomic_together, check_target, write_text_atomic
+from ssn.core.atomic import atomic_together, check_target, write_json_atomic
 from ssn.core.bundle import Bundle
 from ssn.core.hashed_files import file_sha256
 from ssn.core.outputs import make_folder
@@ -88,7 +88,7 @@ def write_outputs(
             write_montage(paths[3], result, bundle, overwrite=overwrite, held=held)
             result.times.add("picture", time.perf_counter() - start)
         record = as_record(result, bundle, backend)
-        write_text_atomic(paths[2], json.dumps(record, indent=1) + "\n", overwrite=overwrite, held=held)
+        write_json_atomic(paths[2], record, overwrite=overwrite, held=held)
         if overwrite:  # it says that the others are whole and go together: the last, and first to go
             paths[2].unlink(missing_ok=True)
             if not picture:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from ssn.core.atomic import write_text_atomic
+from ssn.core.atomic import write_json_atomic
 from ssn.core.errors import DataError
 from ssn.core.outputs import check_folder
 from ssn.train.ablation_data import AblationData
@@ -139,7 +139,7 @@ def run_arm(
         values = measure_arm(arm, detector.to(ranks.device), data, cache, looked or Looked())
         result = {"run": arm.run, "seed": seed, "made_of": made_of} | values
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text_atomic(path, json.dumps(result, indent=1) + "\n")
+        write_json_atomic(path, result)
     ranks.wait()
     return json.loads(path.read_text())  # type: ignore[no-any-return]
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ssn.core.atomic import atomic_path, write_text_atomic
+from ssn.core.atomic import atomic_path, write_json_atomic, write_text_atomic
 from ssn.train.ablation_measure import RECALL
 from ssn.train.arms import Arm
 
@@ -151,7 +150,7 @@ def draw(path: Path, rows: Sequence[dict[str, Any]], column: str = "auprc") -> N
 def write_report(folder: Path, arms: Sequence[Arm], results: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Write `ablation.json`, `ablation.md` and `ablation.png`; they are made anew from the runs each time."""
     rows = collect(arms, results)
-    write_text_atomic(folder / "ablation.json", json.dumps(rows, indent=1) + "\n", overwrite=True)
+    write_json_atomic(folder / "ablation.json", rows, overwrite=True)
     write_text_atomic(folder / "ablation.md", as_markdown(rows), overwrite=True)
     draw(folder / "ablation.png", rows)
     return rows

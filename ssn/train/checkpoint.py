@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ssn.core.atomic import atomic_together, write_text_atomic
+from ssn.core.atomic import atomic_together, write_json_atomic
 from ssn.core.bundle import CALIBRATION_FILE, CHECKPOINT_FILE, MANIFEST_FILE
 from ssn.core.errors import DataError, first_line
 from ssn.train.flow import ConditionalFlow
@@ -67,7 +67,7 @@ def save_checkpoint(folder: Path, detector: Detector, optimiser: dict[str, Tenso
     with atomic_together(overwrite=True) as held:
         for name, content in files.items():
             save_tensors(folder / name, content, of=training_step(record), held=held)
-        write_text_atomic(folder / RECORD_FILE, json.dumps(record, indent=1) + "\n", overwrite=True, held=held)
+        write_json_atomic(folder / RECORD_FILE, record, overwrite=True, held=held)
         (folder / CALIBRATION_FILE).unlink(missing_ok=True)
 
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ssn.core.atomic import atomic_together, write_text_atomic
+from ssn.core.atomic import atomic_together, write_json_atomic
 from ssn.core.errors import DataError, first_line
 from ssn.train.checkpoint import optimiser_tensors, restore_optimiser, training_step
 from ssn.train.distributed import ONE_PROCESS, Ranks
@@ -227,7 +227,7 @@ def _save(folder: Path, network: EncoderDecoder, optimiser: torch.optim.Optimize
         for name, tensors in files.items():
             # `--encoder-weights` takes the encoder, and tells it by its bytes.
             save_tensors(folder / name, tensors, of=None if name == ENCODER_FILE else training_step(record), held=held)
-        write_text_atomic(folder / RECORD_FILE, json.dumps(record, indent=1) + "\n", overwrite=True, held=held)
+        write_json_atomic(folder / RECORD_FILE, record, overwrite=True, held=held)
 
 
 def _restore(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from ssn.benchmarks.accuracy.pictures import choose_slices, draw_curves, draw_mo
 from ssn.benchmarks.accuracy.table import markdown
 from ssn.benchmarks.accuracy.workers import Make, Measured, measure_at_once, measure_in_turn
 from ssn.benchmarks.measure import Tell
-from ssn.core.atomic import write_text_atomic
+from ssn.core.atomic import write_json_atomic, write_text_atomic
 from ssn.core.errors import OutputError
 from ssn.core.outputs import check_file
 from ssn.train.cases import Case
@@ -112,7 +111,7 @@ def compare(
             name: told.get(name, {}) | own.accuracy.as_json() | {"seconds": dict(own.seconds)}
             for name, own in found.items()
         }
-        write_text_atomic(files["json"], json.dumps(results, indent=1) + "\n", overwrite=True)
+        write_json_atomic(files["json"], results, overwrite=True)
     measured = {name: own.accuracy for name, own in found.items()}
     write_text_atomic(files["table"], markdown(results), overwrite=True)
     write_figure(files["curves"], draw_curves(measured))

@@ -21,7 +21,7 @@ from ssn.benchmarks.gpu.timing import Report, attempt, consume, end_to_end, peak
 from ssn.benchmarks.measure import Tell, environment
 from ssn.benchmarks.slice_models import MODELS, ModelName, make_bundle
 from ssn.benchmarks.volumes import STANDARD, make_scan
-from ssn.core.atomic import write_text_atomic
+from ssn.core.atomic import write_json_atomic
 from ssn.core.bundle import Bundle
 from ssn.core.engine_record import Device
 from ssn.core.engines import find_engines
@@ -91,7 +91,7 @@ def run_gpu_suite(
     report: Report = {"environment": environment(), "rounds": rounds, "slices_a_batch": max_batch, "models": {}}
 
     def save() -> None:
-        write_text_atomic(output, json.dumps(report, indent=1) + "\n", overwrite=True)
+        write_json_atomic(output, report, overwrite=True)
 
     save()
     tell(f"{device.name}: one matrix product in FP16", 0, 1)
@@ -130,11 +130,11 @@ def run_gpu_networks(
 
     baselines = choose_baselines(list(against))
     report: Report = {"environment": environment(), "rounds": rounds, "volume": list(STANDARD), "networks": {}}
-    write_text_atomic(output, json.dumps(report, indent=1) + "\n", overwrite=True)
+    write_json_atomic(output, report, overwrite=True)
     for index, (name, found) in enumerate(measure_networks(baselines, rounds)):
         tell(name, index + 1, len(baselines))
         report["networks"][name] = found
-        write_text_atomic(output, json.dumps(report, indent=1) + "\n", overwrite=True)
+        write_json_atomic(output, report, overwrite=True)
     return report
 
 
