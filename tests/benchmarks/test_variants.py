@@ -47,7 +47,7 @@ def test_every_way_gives_the_map_of_the_product(tiny_bundle, scan):
     with OnnxRuntimeBackend(bundle, threads=1) as backend:
         expected = infer_volume(scan, bundle, backend).score_map
         for name, way in WAYS.items():
-            given, _ = compute_map(way, bundle, backend, scan)
+            given = compute_map(way, bundle, backend, scan)
             inside = expected != 0
             if way.all_slices:  # the Gaussian sees emptiness beyond the brain's ends, and not their mirror image
                 assert np.corrcoef(given[inside], expected[inside])[0, 1] > 0.999
@@ -79,7 +79,7 @@ def test_the_8_bit_encoder_runs_and_its_map_is_alike_but_not_the_same(tiny_bundl
     maps = []
     for one in (bundle, quantised(bundle, scan, tmp_path)):
         with OnnxRuntimeBackend(one, threads=1) as backend:
-            maps.append(compute_map(Way(), one, backend, scan)[0])
+            maps.append(compute_map(Way(), one, backend, scan))
     inside = maps[0] != 0
     assert 0.97 < np.corrcoef(maps[0][inside], maps[1][inside])[0, 1] < 0.999999
 
@@ -115,9 +115,9 @@ def test_graphs_cut_to_the_whole_grid_say_the_same_and_places_come_back(tiny_bun
     cells = bundle.spec.cells
     everything = Box((0, cells), (0, cells))
     with open_way(Way(), bundle, scan, tmp_path, everything) as draw:
-        expected, _ = draw(scan)
+        expected = draw(scan)
     with open_way(Way(brain_box=True), bundle, scan, tmp_path, everything) as draw:
-        np.testing.assert_array_equal(draw(scan)[0], expected)
+        np.testing.assert_array_equal(draw(scan), expected)
 
 
 def test_the_box_holds_the_brain_and_its_cells_keep_their_places_and_location_codes(tiny_bundle, scan, tmp_path):
@@ -156,7 +156,7 @@ def test_the_brain_alone_gives_another_map_but_not_quite(tiny_bundle, scan, tmp_
     maps = []
     for way in (Way(), Way(brain_box=True)):
         with open_way(way, bundle, scan, tmp_path, box) as draw:
-            maps.append(draw(scan)[0])
+            maps.append(draw(scan))
     inside = maps[0] != 0
     np.testing.assert_array_equal(inside, maps[1] != 0)
     assert 0.9 < np.corrcoef(maps[0][inside], maps[1][inside])[0, 1] < 0.999999
@@ -172,7 +172,7 @@ def test_a_step_has_its_lesions_beside_it_and_one_that_does_not_run_has_its_reas
     todo = [Step("same", Way(), Way()), Step("odd", Way(), Way(engine="onnxruntime tensorrt"))]
     same, odd = measure_variants(ground, todo, minutes=0.001)
     with open_way(Way(), ground.bundle, scan, tmp_path, ground.box()) as draw:
-        expected = mean_auprc(lesioned, lambda path: draw(path)[0])
+        expected = mean_auprc(lesioned, draw)
     assert same["auprc_before"] == same["auprc_after"] == round(expected, 4)
     assert accuracy_mark(same) == "kept"
     assert "TensorrtExecutionProvider" in odd["problem"]

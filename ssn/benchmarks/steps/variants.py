@@ -133,7 +133,7 @@ def _measure_auprc(step: Step, ground: Ground, box: Box, found: dict[Way, float]
     for way in (step.before, step.after):
         if way not in found:
             with open_way(way, ground.bundle, ground.scan, ground.folder, box) as draw:
-                found[way] = mean_auprc(ground.lesioned, lambda path: draw(path)[0])
+                found[way] = mean_auprc(ground.lesioned, draw)
 
 
 def _compare(step: Step, ground: Ground, box: Box, share: float, auprc: tuple[float, float] | None) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def _compare(step: Step, ground: Ground, box: Box, share: float, auprc: tuple[fl
         start = time.perf_counter()
         for name, way in (("before", step.before), ("after", step.after)):
             draw = stack.enter_context(open_way(way, ground.bundle, ground.scan, ground.folder, box))
-            maps[name] = draw(ground.scan)[0]
+            maps[name] = draw(ground.scan)
             runs[name] = partial(draw, ground.scan)
         warm = time.perf_counter() - start
         rounds = max(FEWEST, int(min((share - warm) / warm, MOST)))

@@ -20,7 +20,7 @@ from ssn.core.slices import SliceStack
 from ssn.core.volume import Volume, read_volume
 from ssn.runtime.backend import DEFAULT_BATCH, Backend, StageTimes, run_batches
 
-Draw = Callable[[Path], tuple[NDArray[np.float32], StageTimes]]
+Draw = Callable[[Path], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Way:
 
 @contextmanager
 def open_way(way: Way, bundle: Bundle, scan: Path, folder: Path, box: Box) -> Iterator[Draw]:
-    """Make what a way needs and open its engine; gives a function from a volume's file to its map and times.
+    """Make what a way needs and open its engine; gives a function from a volume's file to its map.
 
     Parameters
     ----------
@@ -79,9 +79,7 @@ def quantised(bundle: Bundle, scan: Path, folder: Path) -> Bundle:
     return write_bundle(folder / "int8", spec, graphs, bundle.calibration, {}, overwrite=True)
 
 
-def compute_map(
-    way: Way, bundle: Bundle, backend: Backend, scan: Path, box: Box | None = None
-) -> tuple[NDArray[np.float32], StageTimes]:
+def compute_map(way: Way, bundle: Bundle, backend: Backend, scan: Path, box: Box | None = None) -> NDArray[np.float32]:
     """Map (X, Y, Z) of a volume from its file, in one way; `box` is what bundle and backend were cut to."""
     spec, calibration = bundle.spec, bundle.calibration
     volume = read_volume(scan)
@@ -89,17 +87,17 @@ def compute_map(
     wanted = stack.occupied_places(spec.occupancy)
     if way.all_slices:
         stack = _with_all_slices(stack, volume, spec)
-    times = StageTimes()
     # At an occupancy of 0 every cell of every window is computed. Empty slices with only occupied cells would be
     # skipped as whole windows, so `all_slices` goes with `all_cells`.
     seen = stack if box is None else box.cut(stack)
-    places, values = run_batches(backend, seen, 0.0 if way.all_cells else spec.occupancy, way.batch, times)
+    least = 0.0 if way.all_cells else spec.occupancy
+    places, values = run_batches(backend, seen, least, way.batch, StageTimes())
     if box is not None:
         places = box.places_in_grid(places, spec.cells)
     kept = np.isin(places, wanted, assume_unique=True)
     scores = cell_scores(values[kept], places[kept], calibration)
     draw = plain_smooth_map if way.scipy_map else smooth_map
-    return draw(scores, places[kept], stack, calibration.sigma) * np.float32(calibration.gain), times
+    return draw(scores, places[kept], stack, calibration.sigma) * np.float32(calibration.gain)
 
 
 def _with_all_slices(stack: SliceStack, volume: Volume, spec: ModelSpec) -> SliceStack:
