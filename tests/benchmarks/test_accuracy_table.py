@@ -15,7 +15,7 @@ def method(values, healthy=2):
 
 def lead(ours, other):
     """Mean and interval that the table says."""
-    row = leads({"ssn": method(ours), "other": method(other)})[2]
+    row = leads({"ssn": method(ours), "other": method(other)}).splitlines()[2]
     mean, low, high = (float(text.strip("[],")) for text in row.split("|")[2].split())
     return mean, low, high
 
@@ -42,4 +42,8 @@ def test_who_is_behind_is_said_to_be():
 @pytest.mark.parametrize("count", [1, 2])
 def test_fewer_than_three_lesions_have_no_interval(count):
     table = leads({"ssn": method([0.5, 0.6][:count]), "other": method([0.2, 0.3][:count])})
-    assert table[2].split("|")[2].strip() == "+0.300 [-]"
+    assert table.splitlines()[2].split("|")[2].strip() == "+0.300 [-]"
+
+
+def test_a_bar_in_a_methods_name_begins_no_cell():
+    assert "\n| a\\|b |" in leads({"ssn": method([0.5]), "a|b": method([0.2])})

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssn.benchmarks.pages.tables import Table, markdown, number
+from ssn.benchmarks.pages.tables import markdown_table, number
 from ssn.benchmarks.results import read_json
 from ssn.core.errors import ResultsError
 
@@ -133,7 +133,7 @@ def _parts(results: GpuResults, name: str, ratio: float) -> Iterator[str]:
         yield f"## {model}"
         if _has_roof(found):
             yield _summary(found)
-        yield markdown(_ways(found))
+        yield _ways(found)
         yield from _profile(found)
         if "problem" in (found.get("engines") or {}):
             yield f"TensorRT: {found['engines']['problem'].split('; and built for')[0]}"
@@ -158,7 +158,7 @@ def _against(results: GpuResults, name: str, ratio: float) -> Iterator[str]:
         verdicts = [f"{time:.2f}x: {'holds' if time >= ratio else 'does not hold'}" for time in times]
         work = number(found["tflop_a_run"] * found["runs"])
         rows.append([network, found["group"], work, number(eager), number(compiled), *verdicts])
-    yield markdown(Table("", ("network", "group", "TFLOP", "eager, ms", "compiled, ms", *ours), rows))
+    yield markdown_table(("network", "group", "TFLOP", "eager, ms", "compiled, ms", *ours), rows)
 
 
 def _fastest(network: Found, *, compiled: bool) -> float | None:
@@ -222,8 +222,8 @@ def _memory_by_batch(model: Found) -> Iterator[str]:
         yield f"The CUDA pipeline takes, with its weights: {', '.join(sizes)}."
 
 
-def _ways(model: Found) -> Table:
-    """Each way to compute a volume, from an array on the host to an array on the host."""
+def _ways(model: Found) -> str:
+    """Tell each way to compute a volume, from an array on the host to an array on the host."""
     ways = {f"torch, {name}": row for name, row in model.get("torch", {}).items()}
     ways |= {name: model[key] for key, name in _ONNX_RUNTIME.items() if model.get(key)}
     ways |= {f"CUDA pipeline, {name}": row for name, row in _pipelines(model)}
@@ -234,7 +234,7 @@ def _ways(model: Found) -> Table:
     }
     stages = [f"{stage.replace('_', ' ')}, ms" for stage in _STAGES]
     header = ("way", "volume, ms", "quartiles", *stages, "of the matrix product's rate")
-    return Table("", header, [[name, *_cells(row, model)] for name, row in ways.items()])
+    return markdown_table(header, ([name, *_cells(row, model)] for name, row in ways.items()))
 
 
 def _cells(row: Found, model: Found) -> list[str]:
@@ -273,4 +273,4 @@ def _profile(model: Found) -> Iterator[str]:
         [f"`{one['name'][:_NAME]}`", number(one["calls"]), f"{one['ms']:.3f}", f"{100 * one['share']:.0f} %"]
         for one in profile["kernels"][:_SHOWN_KERNELS]
     ]
-    yield markdown(Table("", ("kernel", "calls", "ms", "share"), rows))
+    yield markdown_table(("kernel", "calls", "ms", "share"), rows)

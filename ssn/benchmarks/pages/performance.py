@@ -10,7 +10,7 @@ from ssn.benchmarks.pages.tables import (
     accuracy_table,
     claim_tables,
     cohort_table,
-    markdown,
+    markdown_table,
     number,
     step_table,
 )
@@ -57,7 +57,7 @@ def _parts(
             f"{ratio:g} times in time and {memory_ratio:g} times in memory hold. {_accuracy(row, accuracy)}"
         )
         for table in claim_tables(results, model, ratio=ratio, memory_ratio=memory_ratio):
-            yield markdown(table)
+            yield markdown_table(table.header, table.rows)
     steps = step_table(results, ablation)
     if steps:
         yield f"## {steps.title}"
@@ -69,16 +69,16 @@ def _parts(
             "steps that need another training, mean and spread over seeds at the ablation's scale; random weights have "
             "none."
         )
-        yield markdown(steps)
+        yield markdown_table(steps.header, steps.rows)
     cohorts = cohort_table(results)
     if cohorts:
         yield f"## {cohorts.title}"
         yield "The goal: 90 % of the speed of the slowest part alone, which is decoding, computing or writing."
-        yield markdown(cohorts)
+        yield markdown_table(cohorts.header, cohorts.rows)
     if accuracy is not None:
         table = accuracy_table(accuracy)
         yield f"## {table.title}"
-        yield markdown(table)
+        yield markdown_table(table.header, table.rows)
 
 
 def _lesioned(results: Results) -> int:

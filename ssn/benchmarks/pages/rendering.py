@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ssn.benchmarks.pages.tables import Table, markdown
+from ssn.benchmarks.pages.tables import markdown_table
 from ssn.benchmarks.results import Results
 
 _STYLE = """
@@ -44,7 +44,7 @@ def as_markdown(sections: Sequence[Section], results: Results, title: str) -> st
         if section.text:
             parts.append(section.text)
         if section.rows:
-            parts.append(markdown(Table(section.title, section.header, section.rows)))
+            parts.append(markdown_table(section.header, section.rows))
     parts.append(f"<details><summary>Raw data</summary>\n\n```json\n{json.dumps(results)}\n```\n\n</details>")
     return "\n\n".join(parts) + "\n"
 

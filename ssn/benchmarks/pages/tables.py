@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median_high
 from typing import Any
@@ -191,8 +191,8 @@ def percent(ratio: Row) -> str:
     return f"{100 * ratio['value']:.0f} % [{100 * ratio['low']:.0f}, {100 * ratio['high']:.0f}]"
 
 
-def markdown(table: Table) -> str:
-    """Write a table's cells as Markdown."""
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in (table.header, *table.rows)]
-    lines = [f"| {' | '.join(row)} |" for row in cells]
-    return "\n".join([lines[0], "|" + "---|" * len(table.header), *lines[1:]])
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Write cells as a Markdown table."""
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in (header, *rows)]
+    first, *others = (f"| {' | '.join(row)} |" for row in cells)
+    return "\n".join([first, "|" + "---|" * len(header), *others])
