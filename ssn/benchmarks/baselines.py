@@ -6,7 +6,7 @@ another task, and stand for what 3D networks of this field cost.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
@@ -230,7 +230,7 @@ BASELINES: tuple[Baseline, ...] = (
 )
 
 
-def choose_baselines(names: list[str] | None) -> tuple[Baseline, ...]:
+def choose_baselines(names: Sequence[str]) -> tuple[Baseline, ...]:
     """Baselines by name, all if none is named.
 
     Raises
@@ -238,11 +238,11 @@ def choose_baselines(names: list[str] | None) -> tuple[Baseline, ...]:
     BackendError
         If a name is unknown.
     """
-    by_name: Mapping[str, Baseline] = {baseline.name: baseline for baseline in BASELINES}
-    unknown = [name for name in names or () if name not in by_name]
+    by_name = {baseline.name: baseline for baseline in BASELINES}
+    unknown = [name for name in names if name not in by_name]
     if unknown:
         raise BackendError(f"{', '.join(unknown)}: no such baseline; there are: {', '.join(by_name)}")
-    return tuple(by_name[name] for name in names) if names else BASELINES
+    return tuple(by_name[name] for name in names or by_name)
 
 
 def build_baseline(baseline: Baseline, shape: Shape) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +78,7 @@ def engine_problem(engine: Engine) -> str | None:
     return "this CPU has no bfloat16" if engine.precision == "bf16" and not has_bf16() else None
 
 
-def choose_engines(names: Iterable[str]) -> list[Engine]:
+def choose_engines(names: Sequence[str]) -> list[Engine]:
     """Engines by name.
 
     Raises
@@ -87,7 +87,6 @@ def choose_engines(names: Iterable[str]) -> list[Engine]:
         If a name is unknown.
     """
     by_name = {engine.name: engine for engine in ENGINES}
-    names = list(names)
     for name in names:
         if name not in by_name:
             raise BackendError(f"{name}: no such engine; there are: {', '.join(by_name)}")

@@ -59,7 +59,7 @@ def run_latency(suite: Suite, *, minutes: float | None, rounds: int, full: bool,
 
     path = result_path(suite.output, "latency", overwrite=suite.overwrite)
     engines = choose_engines(suite.engines)
-    baselines = choose_baselines(list(suite.against))
+    baselines = choose_baselines(suite.against)
     scan = suite.scan()
     tell("making the slice pipelines", 0, 1)
     torch = any(engine.kind == "torch" for engine in engines)
@@ -119,7 +119,7 @@ def run_memory(suite: Suite, *, longest: float, tell: Tell) -> Path:
     from ssn.benchmarks.runners import choose_engines
 
     path = result_path(suite.output, "memory", overwrite=suite.overwrite)
-    engines, baselines = choose_engines(suite.engines), choose_baselines(list(suite.against))
+    engines, baselines = choose_engines(suite.engines), choose_baselines(suite.against)
     scan = suite.scan()
     models = slice_models(suite.models, suite.work, scan.path, torch=False)
     plan = MemoryPlan(scan, models, baselines, engines, suite.threads, suite.work, longest=longest)
@@ -133,25 +133,26 @@ def run_throughput(suite: Suite, *, volumes: int, rounds: int, tell: Tell) -> Pa
     from ssn.benchmarks.throughput import measure_scaling, measure_slices, measure_throughput
 
     path = result_path(suite.output, "throughput", overwrite=suite.overwrite)
-    scan = suite.scan()
+    scan, threads = suite.scan(), suite.threads
 
     def rows() -> Iterator[dict[str, Any]]:
         for model in suite.models:
             bundle = slice_bundle(model, suite.work, scan.path)
-            shared: dict[str, Any] = {"threads": suite.threads}
             whole = partial(tell, f"{model}: {volumes} volumes, each part alone and all overlapped")
             row = measure_throughput(
-                scan.path, bundle, suite.work, volumes=volumes, rounds=rounds, tell=whole, **shared
+                scan.path, bundle, suite.work, volumes=volumes, rounds=rounds, threads=threads, tell=whole
             )
             row["method"] = model
             tell(f"{model} and {', '.join(SLICE_SCALING)}: by slices", 0, 1)
-            light = choose_baselines(list(SLICE_SCALING))
-            by_slices = measure_slices(scan, bundle, light, suite.work, counts=(24, 48, 96), rounds=rounds, **shared)
+            light = choose_baselines(SLICE_SCALING)
+            by_slices = measure_slices(
+                scan, bundle, light, suite.work, counts=(24, 48, 96), rounds=rounds, threads=threads
+            )
             row["slices"] = by_slices.pop(bundle.spec.name)
             row["slices_3d"] = by_slices
             # Far more volumes than are in memory at once: that is where it would still grow.
             counts = [count for count in (1, 2, 4, 8, 16) if count <= volumes] + [8 * volumes]
-            row["scaling"] = measure_scaling(scan.path, bundle, suite.work, counts=counts, tell=tell, **shared)
+            row["scaling"] = measure_scaling(scan.path, bundle, suite.work, counts=counts, threads=threads, tell=tell)
             yield row
 
     return _collect(suite, "throughput", path, rows(), scan, {})

@@ -128,7 +128,7 @@ def run_gpu_networks(
     from ssn.benchmarks.baselines import choose_baselines
     from ssn.benchmarks.gpu.networks_3d import measure_networks
 
-    baselines = choose_baselines(list(against))
+    baselines = choose_baselines(against)
     report: Report = {"environment": environment(), "rounds": rounds, "volume": list(STANDARD), "networks": {}}
     write_json_atomic(output, report, overwrite=True)
     for index, (name, found) in enumerate(measure_networks(baselines, rounds)):
