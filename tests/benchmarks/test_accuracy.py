@@ -23,7 +23,7 @@ from ssn.benchmarks.accuracy.measured import (
     measure,
     voxels_above,
 )
-from ssn.benchmarks.accuracy.methods import known_methods
+from ssn.benchmarks.accuracy.methods import all_methods
 from ssn.cli import bench, train
 from ssn.core.bundle import CALIBRATION_FILE
 from ssn.core.errors import DataError, SsnError
@@ -197,7 +197,7 @@ def test_table_and_pictures_lie_beside_the_json_and_no_temporary_file_is_left(ca
 
 def test_several_processes_measure_the_same_and_the_table_keeps_its_order(cases, tmp_path):
     make = partial(
-        known_methods, ["z-score", "pca", "dark voxels"], [case.image for case in cases["train"]], Backbone(), 4.0
+        all_methods, {}, ["z-score", "pca", "dark voxels"], [case.image for case in cases["train"]], Backbone(), 4.0
     )
     one, two = (suite.compare(make, splits(cases), tmp_path / f"{n}.json", quiet, processes=n) for n in (1, 2))
     assert list(two) == list(one) == ["z-score", "pca", "dark voxels"]

@@ -33,7 +33,7 @@ def test_what_a_method_lacks_is_said_before_any_computing(monkeypatch):
     with pytest.raises(BackendError, match=r"needs monai, which is not installed: pip install '\.\[bench\]'"):
         methods.choose_methods(["autoencoder 3d"])
     with pytest.raises(DataError, match="pca needs two healthy volumes"):
-        methods.known_methods(["z-score", "pca"], [Path("one.nii")], Backbone(), 4.0, quiet)
+        methods.all_methods({}, ["z-score", "pca"], [Path("one.nii")], Backbone(), 4.0, quiet)
     one_line(run(bench.app, "methods", "--method", "autoencoder 3d"), "needs monai, which is not installed")
     assert run(bench.app, "methods").stdout.split() == ["z-score", "pca"]
 

@@ -108,21 +108,16 @@ def all_methods(
     sigma: float,
     tell: Tell,
 ) -> dict[str, Build]:
-    """Say how to open each trained model, and how to make each named method as `known_methods` does."""
-    trained: dict[str, Build] = {name: partial(open_trained, path, "auto") for name, path in models.items()}
-    return trained | known_methods(names, train, backbone, sigma, tell)
+    """Say how to open each trained model, and how to make each named method.
 
-
-def known_methods(
-    names: Sequence[str], train: Sequence[Path], backbone: Backbone | None, sigma: float, tell: Tell
-) -> dict[str, Build]:
-    """Say how to make each named method; what several learn from is read once, when the first is made.
+    What several learn from is read once, when the first is made.
 
     Parameters
     ----------
+    models : folders of the trained models, by name
     train : healthy volumes
     backbone : of the peers, if there is one among `names`
-    sigma : mm, of the Gaussian over every method's scores
+    sigma : mm, of the Gaussian over every named method's scores
 
     Raises
     ------
@@ -160,4 +155,5 @@ def known_methods(
         "autoencoder 3d": autoencoder,
         **{name: partial(peer, name) for name in PEERS},
     }
-    return {name: makers[name] for name in names}
+    trained: dict[str, Build] = {name: partial(open_trained, path) for name, path in models.items()}
+    return trained | {name: makers[name] for name in names}
