@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ssn.benchmarks.measure import Ratio, Verdict
 from ssn.benchmarks.results import Kind, rows_of
 from ssn.core.errors import ResultsError
 
 Quantity = Literal["net", "file", "memory"]
-QUANTITIES: tuple[Quantity, ...] = ("net", "file", "memory")
+QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
 _KIND: dict[Quantity, Kind] = {"net": "latency", "file": "latency", "memory": "memory"}
 
 

@@ -6,14 +6,14 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ssn.core.errors import OutputError, ResultsError
 from ssn.core.outputs import make_folder
 
 Results = Mapping[str, Mapping[str, Any]]  # by kind, what was measured
 Kind = Literal["latency", "memory", "throughput", "variants"]
-KINDS: tuple[Kind, ...] = ("latency", "memory", "throughput", "variants")
+KINDS: tuple[Kind, ...] = get_args(Kind)
 OURS = "ssn"  # what ssn-bench accuracy calls the detector that it was given
 
 

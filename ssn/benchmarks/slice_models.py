@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ssn.train.network import FeatureNetwork, ModelConfig
 
 ModelName = Literal["wide_resnet50_2", "wide_resnet50_2-slab", "compact"]
-MODELS: tuple[ModelName, ...] = ("wide_resnet50_2", "wide_resnet50_2-slab", "compact")
+MODELS: tuple[ModelName, ...] = get_args(ModelName)
 
 
 def model_config(model: ModelName) -> ModelConfig:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from ssn.train.anatomy import Contrast, Tissue, smooth_field, voxel_coordinates
 
 LesionKind = Literal["tumour", "wmh", "stroke", "atrophy"]
-LESION_KINDS: tuple[LesionKind, ...] = ("tumour", "wmh", "stroke", "atrophy")
+LESION_KINDS: tuple[LesionKind, ...] = get_args(LesionKind)
 # Smallest and largest volume of each kind, in ml; drawn log-uniformly.
 VOLUME_RANGE_ML: dict[LesionKind, tuple[float, float]] = {
     "tumour": (2.0, 60.0),
