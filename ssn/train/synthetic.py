@@ -25,7 +25,7 @@ from ssn.train.layouts import COHORT_FILE
 from ssn.train.lesions import LESION_KINDS, LesionKind
 from ssn.train.person import Person
 from ssn.train.subject import make_subject, thicken
-from ssn.train.templates import Template, TemplateName, load_template
+from ssn.train.templates import TemplateName, load_template
 from ssn.train.workers import worker_processes
 
 SEEDS = 1_000_000  # of subjects that a cohort's seed leaves room for
@@ -102,14 +102,8 @@ def plan_cohort(
     return records
 
 
-@lru_cache(maxsize=1)
-def _template(name: TemplateName) -> Template:
-    return load_template(name)
-
-
-@lru_cache(maxsize=1)
-def _person(scan: Path) -> Person:
-    return Person.read(scan)
+_template = lru_cache(maxsize=1)(load_template)
+_person = lru_cache(maxsize=1)(Person.read)
 
 
 def _make_and_write(record: SubjectRecord, folder: Path, scan: Path | None) -> SubjectRecord:
