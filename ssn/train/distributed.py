@@ -90,11 +90,11 @@ def choose_device(name: DeviceName) -> torch.device:
     BackendError
         CUDA was asked for and there is none.
     """
-    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
+    if name != "cpu" and torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    if name == "cuda":
         raise BackendError("--device cuda: torch finds no CUDA device; install a CUDA build of torch, or use cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    return torch.device("cpu")
 
 
 @contextmanager
