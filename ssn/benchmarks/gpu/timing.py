@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from ssn.benchmarks.measure import interleaved, reason_of, seconds_of
 from ssn.core.bundle import Bundle
@@ -33,14 +33,6 @@ Opened = Callable[[bool, bool], AbstractContextManager[DevicePipeline]]  # (over
 T = TypeVar("T")
 
 
-class Runner(Protocol):
-    """What computes batches."""
-
-    def run(self, batches: Iterable[Batch], times: StageTimes) -> Iterator[Any]:
-        """Yield what each batch gives, in order."""
-        ...
-
-
 def attempt(measure: Callable[[], T]) -> T | Report:
     """Return the result of a measurement, or the reason why there is none."""
     try:
@@ -49,7 +41,7 @@ def attempt(measure: Callable[[], T]) -> T | Report:
         return {"problem": reason_of(error)}
 
 
-def consume(runner: Runner, batches: Sequence[Batch], times: StageTimes) -> None:
+def consume(runner: Runs, batches: Sequence[Batch], times: StageTimes) -> None:
     """Compute batches and drop what comes out."""
     for _ in runner.run(batches, times):
         pass
@@ -126,7 +118,7 @@ def peak_memory(measure: Callable[[], T]) -> tuple[T, float]:
     return result, round((before - lowest) / MEGABYTE, 1)
 
 
-def first_volume(opened: Callable[[], AbstractContextManager[Runner]], batches: Sequence[Batch]) -> Report:
+def first_volume(opened: Callable[[], AbstractContextManager[Runs]], batches: Sequence[Batch]) -> Report:
     """Time a volume with all that comes before the first, and the GPU memory that it takes."""
 
     def once() -> None:
