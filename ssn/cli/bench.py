@@ -100,12 +100,11 @@ def accuracy(
         )
         learned_from = open_split(learned, "train", own_layout, contrast)
         learned_of = [*learned_from, *splits.calibration]
-        refuse_shared(learned_of, [*splits.validation, *splits.test, *chain(*splits.controls.values())])
+        measured_on = [*splits.validation, *splits.test, *chain(*splits.controls.values())]
+        refuse_shared(learned_of, measured_on)
         refuse_shared(splits.validation, splits.test)
         for trained in models.values():
-            refuse_trained(
-                trained, [*splits.calibration, *splits.validation, *splits.test, *chain(*splits.controls.values())]
-            )
+            refuse_trained(trained, [*splits.calibration, *measured_on])
         for cases in (splits.validation, splits.test):
             refuse_without_lesion(cases)
         train = [case.image for case in learned_from]
