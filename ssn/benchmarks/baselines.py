@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
@@ -173,22 +174,16 @@ def _ddpm(shape: Shape) -> nn.Module:
     return _AtInference(network, lambda net, volume: net(volume, torch.ones(1, device=volume.device)))
 
 
-def _unet(channels: tuple[int, ...]) -> Callable[[Shape], nn.Module]:
-    def build(shape: Shape) -> nn.Module:
-        from monai.networks.nets import UNet
+def _unet(channels: tuple[int, ...], shape: Shape) -> nn.Module:
+    from monai.networks.nets import UNet
 
-        return UNet(3, 1, 1, channels, (2, 2, 2, 2), num_res_units=2)
-
-    return build
+    return UNet(3, 1, 1, channels, (2, 2, 2, 2), num_res_units=2)
 
 
-def _segresnet(filters: int) -> Callable[[Shape], nn.Module]:
-    def build(shape: Shape) -> nn.Module:
-        from monai.networks.nets import SegResNet
+def _segresnet(filters: int, shape: Shape) -> nn.Module:
+    from monai.networks.nets import SegResNet
 
-        return SegResNet(init_filters=filters, out_channels=1)
-
-    return build
+    return SegResNet(init_filters=filters, out_channels=1)
 
 
 def _dynunet(shape: Shape) -> nn.Module:
@@ -214,10 +209,10 @@ BASELINES: tuple[Baseline, ...] = (
     Baseline(
         "DDPM UNet", "task peer", _ddpm, 8, passes=_STEPS, remark=f"{_STEPS} steps of denoising, of which one is timed"
     ),
-    Baseline("UNet 16-256", "ceiling", _unet(_NARROW), 16),
-    Baseline("UNet 32-512", "ceiling", _unet(_WIDE), 16),
-    Baseline("SegResNet 16", "ceiling", _segresnet(16), 8),
-    Baseline("SegResNet 32", "ceiling", _segresnet(32), 8),
+    Baseline("UNet 16-256", "ceiling", partial(_unet, _NARROW), 16),
+    Baseline("UNet 32-512", "ceiling", partial(_unet, _WIDE), 16),
+    Baseline("SegResNet 16", "ceiling", partial(_segresnet, 16), 8),
+    Baseline("SegResNet 32", "ceiling", partial(_segresnet, 32), 8),
     Baseline("DynUNet nnU-Net", "ceiling", _dynunet, 32),
     Baseline(
         "SwinUNETR 48",
