@@ -230,13 +230,12 @@ def evaluate(
             raise DataError("--own-threshold and --validation: the threshold comes from one of them; leave out one")
         check_file(output, overwrite=force)
         method = open_trained(model, device, align=align)
-        test = open_measured(data, layout, contrast) if own_threshold else open_split(data, "test", layout, contrast)
-        # Another data set lies as it lies: a forced layout is the first one's.
-        chosen_on = (
-            []
-            if own_threshold
-            else open_split(validation or data, "validation", None if validation else layout, contrast)
-        )
+        if own_threshold:
+            test, chosen_on = open_measured(data, layout, contrast), []
+        else:
+            test = open_split(data, "test", layout, contrast)
+            # Another data set lies as it lies: a forced layout is the first one's.
+            chosen_on = open_split(validation or data, "validation", None if validation else layout, contrast)
         refuse_shared(chosen_on, test)
         refuse_trained(model, [*chosen_on, *test])
         if not own_threshold:
