@@ -196,9 +196,7 @@ class LocationCodes(nn.Module):
         super().__init__()
         plane = location_code((cells, cells), config.plane_channels).flatten(1).T.contiguous()
         self.register_buffer("plane", plane, persistent=False)
-        depth = torch.zeros(config.grid.windows, 0)
-        if config.depth_channels:
-            depth = sincos_code(torch.arange(config.grid.windows), config.depth_channels)
+        depth = sincos_code(torch.arange(config.grid.windows), config.depth_channels)
         self.register_buffer("depth", depth, persistent=False)
 
     def forward(self, places: Tensor) -> Tensor:
