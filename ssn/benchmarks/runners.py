@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
@@ -151,12 +151,10 @@ def open_module(engine: Engine, module: nn.Module, threads: int) -> Run3d:
     return infer
 
 
-@contextmanager
-def _autocast(engine: Engine) -> Iterator[None]:
+def _autocast(engine: Engine) -> AbstractContextManager[None]:
     import torch
 
-    with torch.autocast("cpu", torch.bfloat16, enabled=engine.precision == "bf16"):
-        yield
+    return torch.autocast("cpu", torch.bfloat16, enabled=engine.precision == "bf16")
 
 
 class TorchBackend:
