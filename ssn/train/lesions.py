@@ -156,7 +156,7 @@ def _stroke(tissue: Tissue, ml: float, rng: np.random.Generator, generator: torc
 
 
 def _gradient_at(field: Tensor, place: tuple[int, ...], step: int = 4) -> list[float]:
-    """Central differences of a volume at a voxel; zero across the border."""
+    """Central differences of a volume at a voxel; at the border, to the voxel itself."""
     result = []
     for axis in range(3):
         low, high = list(place), list(place)
