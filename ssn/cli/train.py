@@ -159,12 +159,20 @@ def calibrate(
     rate: Annotated[
         float, typer.Option(help="Share of healthy brain voxels above the threshold.", min=0, max=1)
     ] = 0.005,
+    unseen: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="MODEL=DATA: a calibrated model that was trained without the head or scanner of DATA, whose healthy "
+            "volumes then give threshold and volume scores. May be repeated."
+        ),
+    ] = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Calibrate a checkpoint on the data set's held-out healthy volumes (split `calibration`)."""
     with user_errors():
         from ssn.core.bundle import CALIBRATION_FILE
         from ssn.core.calibrate import calibrate as run
+        from ssn.core.calibrate import with_threshold_of
         from ssn.core.outputs import check_file, check_folder
         from ssn.core.volume import read_volume
         from ssn.train.calibrate import save_calibration
@@ -174,7 +182,9 @@ def calibrate(
         from ssn.train.evaluate import healthy_volume
         from ssn.train.features import FeatureReader
         from ssn.train.trained import refuse_trained
+        from ssn.train.unseen import open_unseen, scored
 
+        others = open_unseen(unseen or (), contrast, sigma, device)
         detector = load_checkpoint(checkpoint).to(choose_device(device))
         cache = cache or checkpoint / "features"
         reader = FeatureReader(detector.network, cache)
@@ -187,6 +197,9 @@ def calibrate(
             scans = (read_volume(case.image) for case in bar.track(cases, description="healthy volumes"))
             volumes = (healthy_volume(detector, scan, reader) for scan in scans)
             result = run(volumes, windows=grid.windows, cells=detector.network.cells, sigma=sigma, rate=rate)
+            if others:
+                heads = bar.track(scored(others), total=sum(len(each.cases) for each in others), description="unseen")
+                result = with_threshold_of(result, heads)
         save_calibration(checkpoint, result)
         typer.echo(
             f"{checkpoint}: map threshold {result.threshold:.2f} ({rate:.2%} of healthy brain above it), "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,7 +125,7 @@ def calibrate(
     everyone = [(healthy.places, healthy.log_likelihood) for healthy in kept]
     mean, deviation = statistics(everyone, shape)
     folds = min(FOLDS, len(kept))
-    histogram = np.zeros(len(_HISTOGRAM) - 1)
+    histogram = _no_voxels()
     moments = np.zeros(3)
     scores = np.zeros(len(kept), np.float32)
     for fold in range(folds):
@@ -136,17 +136,11 @@ def calibrate(
             brain = healthy.look.read.brain
             score_map = healthy.look.score_map(healthy.log_likelihood, healthy.places, without)
             inside = score_map[brain]
-            histogram += np.histogram(inside.clip(_HISTOGRAM[0], _HISTOGRAM[-1]), _HISTOGRAM)[0]
+            histogram += _voxels(inside)
             moments += inside.size, inside.sum(dtype=np.float64), np.square(inside, dtype=np.float64).sum()
             scores[index] = volume_score(score_map, brain, healthy.voxel_ml)
     gain = 1 / np.sqrt(moments[2] / moments[0] - (moments[1] / moments[0]) ** 2)
-    above = histogram[::-1].cumsum()[::-1] / histogram.sum()
-    threshold = float(_HISTOGRAM[int((above > rate).sum())])
-    if threshold == _HISTOGRAM[-1]:
-        raise DataError(
-            f"more than {rate:.2%} of the healthy volumes' voxels are {threshold:g} standard deviations and more above "
-            "the others: some are no healthy brains of this kind; look at them, and leave those out"
-        )
+    threshold = _threshold(histogram, rate)
     looks = [healthy.grey for healthy in kept if healthy.grey is not None]
     return Calibration(
         mean,
@@ -159,3 +153,46 @@ def calibrate(
         voxel_mm=float(np.median([max(healthy.zooms) for healthy in kept])),
         grey=mean_blocks(looks) if looks else None,
     )
+
+
+def with_threshold_of(calibration: Calibration, unseen: Iterable[tuple[NDArray[np.float32], float]]) -> Calibration:
+    """Take threshold and healthy volume scores from heads or scanners that a model was not trained on.
+
+    Healthy volumes of the training's own heads look healthier to a model than those of the next head will.
+
+    Parameters
+    ----------
+    unseen : of each healthy volume the map's brain voxels (N,) and its score, by the calibration of a model that was
+        trained in the same way without that head
+
+    Raises
+    ------
+    DataError
+        If the volumes are so unlike what those models know that no threshold can be told.
+    """
+    histogram, scores = _no_voxels(), []
+    for inside, score in unseen:
+        histogram += _voxels(inside)
+        scores.append(score)
+    threshold = _threshold(histogram, calibration.threshold_rate)
+    return replace(calibration, threshold=threshold, healthy_scores=np.sort(np.array(scores, np.float32)))
+
+
+def _no_voxels() -> NDArray[np.float64]:
+    return np.zeros(len(_HISTOGRAM) - 1)
+
+
+def _voxels(inside: NDArray[np.float32]) -> NDArray[np.int64]:
+    return np.histogram(inside.clip(_HISTOGRAM[0], _HISTOGRAM[-1]), _HISTOGRAM)[0]
+
+
+def _threshold(histogram: NDArray[np.float64], rate: float) -> float:
+    """Lowest edge of the histogram that a share of `rate` or less is above."""
+    above = histogram[::-1].cumsum()[::-1] / histogram.sum()
+    threshold = float(_HISTOGRAM[int((above > rate).sum())])
+    if threshold == _HISTOGRAM[-1]:
+        raise DataError(
+            f"more than {rate:.2%} of the healthy volumes' voxels are {threshold:g} standard deviations and more above "
+            "the others: some are no healthy brains of this kind; look at them, and leave those out"
+        )
+    return threshold

@@ -1,18 +1,22 @@
 """The commands on data sets as they lie on disk, one after the other as a user types them."""
 
 import json
+import shutil
 
+import numpy as np
 import pytest
 import torch
-from commands import run
-from trees import brats, plain, table
+from commands import one_line, run
+from trees import brats, plain, table, volume
 
 from ssn.cli import bench, export, train
 from ssn.cli.ablate import QuestionName
+from ssn.core.bundle import CALIBRATION_FILE
 from ssn.train.arms import QUESTIONS
 from ssn.train.calibrate import load_calibration
 from ssn.train.checkpoint import load_checkpoint
 from ssn.train.datasets import open_split
+from ssn.train.trained import open_trained
 
 
 @pytest.fixture(scope="module")
@@ -169,3 +173,38 @@ def test_a_checkpoint_in_a_folder_that_cannot_be_written_to_is_measured(model, m
 
     monkeypatch.setattr(trained, "check_folder", read_only)
     assert trained.open_trained(model)._reader._cache is None
+
+
+@pytest.fixture
+def other_heads(tmp_path):
+    rows = [f"{volume(tmp_path / f'u{number}.nii.gz', 70 + number)},,calibration" for number in range(2)]
+    return table(tmp_path, *rows)
+
+
+def test_threshold_and_volume_scores_are_those_of_heads_that_another_model_has_not_seen(
+    model, healthy, other_heads, tmp_path
+):
+    own = shutil.copytree(model, tmp_path / "own")
+    result = run(train.app, "calibrate", own, healthy, "--unseen", f"{model}={other_heads}", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    before, after = load_calibration(model), load_calibration(own)
+    np.testing.assert_array_equal(after.mean, before.mean, "z-scores are against the data set's volumes all the same")
+    asked = [open_trained(model, "cpu")(case.image) for case in open_split(other_heads, "calibration")]
+    inside = np.concatenate([found.score_map[found.brain] for found in asked])
+    assert after.threshold == pytest.approx(np.quantile(inside, 1 - after.threshold_rate), abs=0.02)
+    np.testing.assert_allclose(after.healthy_scores, sorted(found.score for found in asked), rtol=1e-5)
+
+
+def test_what_cannot_stand_for_another_head_is_refused_and_the_calibration_stays(model, healthy, other_heads, tmp_path):
+    own = shutil.copytree(model, tmp_path / "own")
+    before = (own / CALIBRATION_FILE).read_bytes()
+    learned = open_split(healthy, "train")[0].image
+    (tmp_path / "learned").mkdir()
+    for given, sigma, message in (
+        (f"{other_heads}", 4, "expected MODEL=DATA"),
+        (f"{model}={other_heads}", 3, "its map has a Gaussian of 4 mm, not 3"),
+        (f"{model}={table(tmp_path / 'learned', f'{learned},,calibration')}", 4, "was trained on it"),
+    ):
+        result = run(train.app, "calibrate", own, healthy, "--unseen", given, "--sigma", sigma, "--device", "cpu")
+        one_line(result, message)
+    assert (own / CALIBRATION_FILE).read_bytes() == before

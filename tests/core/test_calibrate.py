@@ -1,14 +1,23 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from brains import brain_array, save
 from scipy.ndimage import gaussian_filter
 
-from ssn.core.calibrate import NEIGHBOURHOOD, PRIOR_WEIGHT, HealthyVolume, calibrate, place_statistics
+from ssn.core.calibrate import (
+    NEIGHBOURHOOD,
+    PRIOR_WEIGHT,
+    HealthyVolume,
+    calibrate,
+    place_statistics,
+    with_threshold_of,
+)
 from ssn.core.errors import DataError
 from ssn.core.geometry import GridConfig, gaussian_matrix
 from ssn.core.likeness import block_edges, compare, grey_blocks
 from ssn.core.look import Look
-from ssn.core.scoring import anomaly_map
+from ssn.core.scoring import Calibration, anomaly_map
 from ssn.core.slices import cut_slices
 from ssn.core.straight import straighten
 from ssn.core.tilt import Tilt
@@ -119,3 +128,19 @@ def test_a_healthy_volume_that_was_straightened_is_calibrated_on_straight_and_ma
     score_map = look.score_map(answers[0], places, calibration)
     assert score_map.shape == volume.data.shape
     assert score_map[read.brain].std() == pytest.approx(1, abs=0.15)
+
+
+def test_the_threshold_for_a_new_head_is_that_of_heads_that_training_did_not_see():
+    rng = np.random.default_rng(5)
+    own = Calibration(np.zeros(SHAPE), np.ones(SHAPE), 1.5, 3.0, 4.9, 0.01, np.arange(4, dtype=np.float32), 2.0)
+    maps = [(rng.normal(1, spread, 40_000).astype(np.float32), score) for spread, score in ((2, 9.0), (3, 7.0))]
+    found = with_threshold_of(own, iter(maps))
+    assert found.threshold == pytest.approx(np.quantile(np.concatenate([inside for inside, _ in maps]), 0.99), abs=0.01)
+    assert found.healthy_scores.tolist() == [7, 9]
+    assert replace(found, threshold=4.9, healthy_scores=own.healthy_scores) == own, "z-scores stay what they were"
+
+
+def test_heads_that_are_all_above_the_map_give_no_threshold():
+    own = Calibration(np.zeros(SHAPE), np.ones(SHAPE), 1.5, 3.0, 4.9, 0.01, np.arange(4, dtype=np.float32))
+    with pytest.raises(DataError, match="no healthy brains of this kind"):
+        with_threshold_of(own, [(np.full(9, 200, np.float32), 200.0)])
