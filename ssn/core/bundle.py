@@ -281,7 +281,11 @@ def write_bundle(
                     if extra.is_file() and extra.name not in (*files, MANIFEST_FILE, *outdated):
                         shutil.copy2(extra, made / extra.name)
                 folder.rename(old)
-            made.rename(folder)
+            try:
+                made.rename(folder)
+            finally:
+                if old.exists() and not folder.exists():  # it would go with the scratch folder, and none be left
+                    old.rename(folder)
             for extra in old.iterdir() if old.exists() else ():
                 if extra.is_dir() and extra.name not in outdated:
                     extra.rename(folder / extra.name)

@@ -1,11 +1,12 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, MANIFEST_FILE, load_bundle
+from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, MANIFEST_FILE, load_bundle, write_bundle
 from ssn.core.calibration_file import pack_calibration, unpack_calibration
 from ssn.core.errors import BundleError, OutputError
 from ssn.core.onnx_data import has_external_data
@@ -183,3 +184,25 @@ def test_export_replaces_a_bundle_only_when_told_and_nothing_but_a_bundle(
     with pytest.raises(OutputError, match="not a model bundle"):
         export_bundle(tiny_detector, tiny_calibration, precious, **options, overwrite=True)
     assert (precious / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize("step", ["write_text", "rename"])
+def test_a_bundle_that_cannot_be_replaced_stays_as_it_was(bundle, tiny_calibration, monkeypatch, step):
+    made = load_bundle(bundle)
+    (bundle / "engines").mkdir()
+    before = {path.name for path in bundle.iterdir()}
+    real = getattr(Path, step)
+
+    def full(path, given):
+        if path.name in ("bundle", MANIFEST_FILE) and path.parent != bundle.parent:  # what is made, and not what was
+            raise OSError(28, "No space left on device")
+        return real(path, given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, step, full)
+        graphs = {name: made.read(name) for name in (ENCODER_FILE, FLOW_FILE)}
+        with pytest.raises(OutputError, match=r"bundle: cannot be written \(No space left on device\)"):
+            write_bundle(bundle, replace(made.spec, name="new"), graphs, tiny_calibration, {}, overwrite=True)
+    assert {path.name for path in bundle.parent.iterdir()} == {"bundle"}
+    assert {path.name for path in bundle.iterdir()} == before
+    assert load_bundle(bundle).spec.name == "tiny"
