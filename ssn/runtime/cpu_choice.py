@@ -112,12 +112,13 @@ def measure_speedup(bundle: Bundle, threads: int | None) -> float:
 
 
 def _batch(bundle: Bundle) -> Batch:
-    """Slices with a smooth pattern in the bundle's size, half of the map's cells with brain in them."""
-    grid, cells = bundle.spec.grid, bundle.spec.cells**2
+    """Slices with a smooth pattern as the encoder takes them, half of the map's cells with brain in them."""
+    spec = bundle.spec
+    grid, cells = spec.grid, spec.cells**2
     windows = max(1, DEFAULT_BATCH // grid.window)
     ramp = np.linspace(0, 6, grid.plane, dtype=np.float32)
     plane = (0.5 + 0.4 * np.sin(ramp) * np.cos(ramp[:, None])).astype(np.float32)
-    slices = np.repeat(plane[None, None], windows * grid.window, axis=0)
+    slices = np.repeat(plane[None, None], windows * spec.slices_a_window, axis=0)
     first = (grid.windows - windows) // 2
     return Batch(slices, np.arange(first * cells, (first + windows) * cells, 2), first)
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+from dataclasses import replace
+from itertools import chain, repeat
 
 import pytest
 from written_engines import machine
@@ -119,3 +121,21 @@ def test_the_doctor_says_what_was_measured_and_what_would_run(bundle, measured):
 def test_both_are_really_measured_and_the_answer_is_a_ratio(bundle):
     pytest.importorskip("openvino", reason="OpenVINO is not installed")
     assert 0.02 < cpu_choice.measure_speedup(bundle, 1) < 50
+
+
+@pytest.mark.parametrize("thick", [None, "slab"])
+def test_the_best_times_of_a_batch_as_the_encoder_takes_it_are_compared(bundle, monkeypatch, thick):
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    given = replace(bundle, spec=replace(bundle.spec, thick=thick))
+    times = {"onnxruntime": chain([9, 6, 4], repeat(5)), "openvino": chain([9, 3, 2], repeat(7))}
+    seen = []
+
+    def seconds(backend, batch):
+        seen.append((batch, backend.describe()["threads"]))
+        return next(times[backend.name])
+
+    monkeypatch.setattr(cpu_choice, "_seconds", seconds)
+    assert cpu_choice.measure_speedup(given, 1) == 4 / 2
+    assert {threads for _, threads in seen} == {1}
+    windows = {int(place) // bundle.spec.cells**2 for batch, _ in seen for place in batch.places}
+    assert {len(batch.slices) for batch, _ in seen} == {len(windows) * given.spec.slices_a_window}
