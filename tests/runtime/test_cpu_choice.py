@@ -8,7 +8,7 @@ from itertools import chain, repeat
 import pytest
 from written_engines import machine
 
-from ssn.core.bundle import load_bundle
+from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, load_bundle
 from ssn.runtime import cpu_choice
 from ssn.runtime.choose import Request, open_backend
 from ssn.runtime.cpu_choice import Comparison, cache_path, choice_key, compare_on_cpu
@@ -42,9 +42,19 @@ def test_other_threads_versions_and_graphs_are_measured_anew(bundle, measured, t
     compare_on_cpu(bundle, machine(None, openvino="2027.0.0"), None)
     assert measured == [None, 1, None]
     assert len(json.loads(cache_path().read_text())) == 3
-    other = load_bundle(bundle.folder)
-    other.manifest["files"]["flow.onnx"]["sha256"] = "0" * 64
-    assert choice_key(other, HERE, None) != choice_key(bundle, HERE, None)
+    for name in (ENCODER_FILE, FLOW_FILE):
+        other = load_bundle(bundle.folder)
+        other.manifest["files"][name]["sha256"] = "0" * 64
+        assert choice_key(other, HERE, None) != choice_key(bundle, HERE, None)
+
+
+def test_another_processor_and_another_onnxruntime_are_measured_anew(bundle, monkeypatch):
+    known = choice_key(bundle, HERE, None)
+    assert choice_key(bundle, replace(HERE, onnxruntime="1.99.0"), None) != known
+    for name, value in (("cpu_name", "Zilog Z80"), ("cores", 77)):
+        with monkeypatch.context() as patch:
+            patch.setattr(cpu_choice, name, lambda value=value: value)
+            assert choice_key(bundle, HERE, None) != known
 
 
 @pytest.mark.parametrize("damage", ["{", "[1]", '{"a": "fast"}', "\x00\xff"])
