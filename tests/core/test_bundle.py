@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -6,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, MANIFEST_FILE, load_bundle, write_bundle
+from ssn.core.bundle import CALIBRATION_FILE, ENCODER_FILE, FLOW_FILE, MANIFEST_FILE, load_bundle, write_bundle
 from ssn.core.calibration_file import pack_calibration, unpack_calibration
 from ssn.core.errors import BundleError, OutputError
+from ssn.core.hashed_files import file_entry
 from ssn.core.onnx_data import has_external_data
 
 
@@ -24,11 +26,18 @@ def edit(folder, change):
     path.write_text(json.dumps(manifest))
 
 
+def put(folder, name, data):
+    """Write a file with its size and hash on record, as whoever makes a bundle can."""
+    (folder / name).write_bytes(data)
+    edit(folder, lambda m: m["files"].update({name: file_entry(data)}))
+
+
 def test_a_bundle_opens_and_gives_its_graphs(bundle):
     opened = load_bundle(bundle)
     assert opened.spec.name == "tiny"
     assert opened.read(ENCODER_FILE) == (bundle / ENCODER_FILE).read_bytes()
     assert "Research use only" in opened.manifest["intended_use"]
+    assert opened.digest == hashlib.sha256((bundle / MANIFEST_FILE).read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize("name", [ENCODER_FILE, FLOW_FILE])
@@ -53,6 +62,48 @@ def test_a_missing_graph_is_refused(bundle):
         load_bundle(bundle).read(FLOW_FILE)
 
 
+def test_a_file_that_is_not_on_record_is_refused(bundle):
+    (bundle / "notes.txt").write_text("mine")
+    with pytest.raises(BundleError, match=r"notes\.txt: has no hash on record"):
+        load_bundle(bundle).read("notes.txt")
+
+
+def test_a_graph_that_is_none_or_keeps_its_weights_elsewhere_is_refused_though_its_hash_is_right(bundle, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    whole = bundle / FLOW_FILE
+    onnx.save(onnx.load(whole), tmp_path / FLOW_FILE, save_as_external_data=True, location="w", size_threshold=0)
+    for data, message in (
+        ((tmp_path / FLOW_FILE).read_bytes(), "keeps weights in another file, which is refused"),
+        (whole.read_bytes()[:-1000], "is not an ONNX model"),
+    ):
+        put(bundle, FLOW_FILE, data)
+        with pytest.raises(BundleError, match=rf"{FLOW_FILE}: {message}"):
+            load_bundle(bundle).read(FLOW_FILE)
+
+
+def test_a_calibration_that_is_none_or_another_model_s_is_refused_though_its_hash_is_right(bundle, tiny_calibration):
+    halved = (tiny_calibration.mean[:, ::2, ::2], tiny_calibration.deviation[:, ::2, ::2])
+    small = replace(tiny_calibration, mean=halved[0], deviation=halved[1])
+    looks = replace(tiny_calibration, grey=np.zeros((4, 5, 6), np.float32))
+    for data, message in (
+        (b"PK not really", "not a calibration"),
+        (pack_calibration(small), "is of another model"),
+        (pack_calibration(looks), "is of another model"),
+    ):
+        put(bundle, CALIBRATION_FILE, data)
+        with pytest.raises(BundleError, match=rf"{CALIBRATION_FILE}: {message}"):
+            load_bundle(bundle)
+
+
+def test_graphs_replaced_in_memory_are_read_in_the_files_place_and_are_on_record(bundle):
+    encoder = load_bundle(bundle).with_graphs({ENCODER_FILE: b"another encoder"})
+    both = encoder.with_graphs({FLOW_FILE: b"another flow"})
+    for name, data in ((ENCODER_FILE, b"another encoder"), (FLOW_FILE, b"another flow")):
+        assert both.read(name) == data
+        assert both.manifest["files"][name] == file_entry(data)
+    assert encoder.read(FLOW_FILE) == (bundle / FLOW_FILE).read_bytes()
+
+
 def test_a_link_out_of_the_bundle_is_refused(bundle, tmp_path):
     moved = (bundle / ENCODER_FILE).rename(tmp_path / "elsewhere.onnx")
     (bundle / ENCODER_FILE).symlink_to(moved)
@@ -72,7 +123,9 @@ def test_a_name_that_leaves_the_bundle_is_refused(bundle):
         (lambda m: m.update(schema=99), "schema 99"),
         (lambda m: m.pop("schema"), "schema"),
         (lambda m: m.pop("files"), "files"),
+        (lambda m: m["files"].pop(ENCODER_FILE), "encoder.onnx"),
         (lambda m: m["files"].pop(FLOW_FILE), "flow.onnx"),
+        (lambda m: m["files"][FLOW_FILE].update(sha256=5), "no size or hash"),
         (lambda m: m["files"][FLOW_FILE].update(bytes="many"), "no size or hash"),
         (lambda m: m["files"][FLOW_FILE].update(bytes=-5), "no size or hash"),
         (lambda m: m["files"]["calibration.npz"].update(bytes=10**30), "was modified"),
@@ -82,10 +135,15 @@ def test_a_name_that_leaves_the_bundle_is_refused(bundle):
         (lambda m: m.update(intended_use=None), "intended_use"),
         (lambda m: m.update(architecture=None), "names no encoder"),
         (lambda m: m.update(architecture={"encoder": None}), "names no encoder"),
+        (lambda m: m.update(architecture={"encoder": {"name": 5}}), "names no encoder"),
+        (lambda m: m.update(training=[]), "training is no record"),
         (lambda m: m.update(training={"made_of": None}), "training is no record"),
         (lambda m: m["model"].update(normalisation="magic"), "magic"),
         (lambda m: m["model"].update(cells=47), "47 cells"),
+        (lambda m: m["model"].update(cells=0), "cells is 0"),
+        (lambda m: m["model"].update(thick="thin"), "thick slice 'thin' is unknown"),
         (lambda m: m["model"].update(occupancy=2), "out of range"),
+        (lambda m: m["model"].update(occupancy=-0.1), "out of range"),
         (lambda m: m["model"].update(features=True), "features is True"),
         (lambda m: m["model"].update(name=None), "name or modality"),
         (lambda m: m["model"].update(modality=None), "name or modality"),
@@ -184,6 +242,23 @@ def test_export_replaces_a_bundle_only_when_told_and_nothing_but_a_bundle(
     with pytest.raises(OutputError, match="not a model bundle"):
         export_bundle(tiny_detector, tiny_calibration, precious, **options, overwrite=True)
     assert (precious / "thesis.tex").exists()
+
+
+def test_what_is_said_about_a_bundle_changes_neither_its_files_nor_its_intended_use(bundle, tiny_calibration, tmp_path):
+    made = load_bundle(bundle)
+    graphs = {name: made.read(name) for name in (ENCODER_FILE, FLOW_FILE)}
+    about = {"intended_use": "diagnosis", "files": {}, "accuracy": {"all": 1}}
+    new = write_bundle(tmp_path / "folders" / "to make" / "new", made.spec, graphs, tiny_calibration, about)
+    assert (new.spec, new.manifest["accuracy"]) == (made.spec, {"all": 1})
+    assert new.manifest["intended_use"] == made.manifest["intended_use"]
+
+
+def test_a_calibration_that_no_bundle_may_have_is_not_written(bundle, tiny_calibration, tmp_path):
+    made = load_bundle(bundle)
+    graphs = {name: made.read(name) for name in (ENCODER_FILE, FLOW_FILE)}
+    with pytest.raises(OutputError, match="is not written, because what was measured is not a calibration"):
+        write_bundle(tmp_path / "new", made.spec, graphs, replace(tiny_calibration, gain=float("inf")), {})
+    assert {path.name for path in tmp_path.iterdir()} == {"bundle"}
 
 
 @pytest.mark.parametrize("step", ["write_text", "rename"])
