@@ -6,18 +6,20 @@ from brains import brain_array, save
 from scipy.ndimage import gaussian_filter
 
 from ssn.core.calibrate import (
+    FOLDS,
     NEIGHBOURHOOD,
     PRIOR_WEIGHT,
     HealthyVolume,
+    brain_statistics,
     calibrate,
     place_statistics,
     with_threshold_of,
 )
 from ssn.core.errors import DataError
 from ssn.core.geometry import GridConfig, gaussian_matrix
-from ssn.core.likeness import block_edges, compare, grey_blocks
+from ssn.core.likeness import block_edges, compare, grey_blocks, mean_blocks
 from ssn.core.look import Look
-from ssn.core.scoring import Calibration, anomaly_map
+from ssn.core.scoring import Calibration, anomaly_map, volume_score
 from ssn.core.slices import cut_slices
 from ssn.core.straight import straighten
 from ssn.core.tilt import Tilt
@@ -51,6 +53,13 @@ def test_statistics_of_a_place_are_those_of_scipys_gaussian():
         np.testing.assert_allclose(given, expected, atol=1e-5)
 
 
+def test_statistics_of_the_whole_brain_are_those_of_all_values_together():
+    answers = list(healthy_answers(3, np.random.default_rng(1)))
+    together = np.concatenate([values for _, values in answers])
+    for given, expected in zip(brain_statistics(answers, SHAPE), (together.mean(), together.std()), strict=True):
+        np.testing.assert_allclose(given, np.full(SHAPE, expected), rtol=1e-5)
+
+
 @pytest.mark.parametrize("size", [3, 20])
 def test_a_gaussian_with_zero_borders_is_scipys_constant(size):
     expected = gaussian_filter(np.eye(size), (1.7, 0), mode="constant")
@@ -79,6 +88,41 @@ def test_healthy_maps_have_mean_0_and_deviation_1_and_the_wanted_share_above_the
     assert calibration.voxel_mm == pytest.approx(4)
     assert compare(grey_blocks(stack), calibration.grey, block_edges(grid, cells)).value == pytest.approx(1)
     assert (np.diff(calibration.healthy_scores) >= 0).all()
+
+
+def test_a_volume_is_measured_by_those_of_the_other_folds_alone(tmp_path):
+    grid, cells, rng = GridConfig(), 12, np.random.default_rng(5)
+    volumes = [
+        read_volume(save(tmp_path / f"{zooms[2]}.nii", *brain_array(zooms, lesion=False)))
+        for zooms in ((4.0, 4.0, 4.0), (4.0, 4.0, 4.5), (4.0, 4.0, 9.0))
+    ]
+    looks = [Look.as_it_lies(cut_slices(volume, grid, cells)) for volume in volumes]
+    seen = []
+    for index in range(FOLDS + 2):
+        volume, look = volumes[index % 3], looks[index % 3]
+        places = look.stack.occupied_places(0.5)
+        values = (index**2 + rng.normal(size=places.size)).astype(np.float32)
+        seen.append(HealthyVolume.of(volume, look, places, values))
+
+    def levels(answers, shape):
+        return np.full(shape, sum(values.mean() for _, values in answers), np.float32), np.full(shape, 2, np.float32)
+
+    found = calibrate(seen, windows=grid.windows, cells=cells, sigma=3.0, rate=0.01, statistics=levels)
+    inside, scores = [], []
+    for index, one in enumerate(seen):
+        others = [(o.places, o.log_likelihood) for other, o in enumerate(seen) if other % FOLDS != index % FOLDS]
+        mean, deviation = levels(others, found.mean.shape)
+        score_map = one.look.score_map(
+            one.log_likelihood, one.places, replace(found, mean=mean, deviation=deviation, gain=1.0)
+        )
+        brain = one.look.read.brain
+        inside.append(score_map[brain])
+        scores.append(volume_score(score_map, brain, one.voxel_ml))
+    assert found.gain == pytest.approx(1 / np.concatenate(inside).std(), rel=1e-4)
+    np.testing.assert_allclose(found.healthy_scores, np.sort(scores) * found.gain, rtol=1e-4)
+    np.testing.assert_array_equal(found.mean, levels([(o.places, o.log_likelihood) for o in seen], found.mean.shape)[0])
+    assert found.voxel_mm == 4.5, "the median of the longest edges"
+    np.testing.assert_array_equal(found.grey, mean_blocks([one.grey for one in seen]))
 
 
 def test_voxels_beyond_any_scale_count_and_too_many_of_them_are_refused(tmp_path):
