@@ -58,6 +58,79 @@ def test_a_weight_that_both_precisions_use_is_kept_in_both():
     assert sorted(t.data_type for t in half.graph.initializer) == [TensorProto.FLOAT, TensorProto.FLOAT16]
 
 
+def test_what_two_nodes_read_in_the_other_precision_is_cast_once():
+    nodes = [helper.make_node("Mul", ["x", "w"], ["t"], name="half")]
+    nodes += [
+        helper.make_node("Mul", ["t", "t"], ["u"], name="a"),
+        helper.make_node("Add", ["t", "u"], ["y"], name="b"),
+    ]
+    half = to_half(graph(nodes, {"w": 3}, {"x": [3]}, {"y": [3]}), {"a", "b"}, "fp32")
+    np.testing.assert_array_equal(run(half, x=np.float32([1, 2, 50])), [12, 42, 22650])
+    assert [node.op_type for node in half.graph.node] == ["Cast", "Mul", "Cast", "Mul", "Add"]
+
+
+def test_what_depends_on_no_input_is_computed_in_single_precision():
+    names = ["w0", "t0", "t1"]
+    nodes = [helper.make_node("Mul", [names[i], f"w{i + 1}"], [f"t{i}"], name=f"c{i}") for i in range(2)]
+    nodes.append(helper.make_node("Mul", ["x", "t1"], ["y"], name="m"))
+    nodes[1].input[0] = "t0"
+    half = rounded(to_half(graph(nodes, {"w0": 1000, "w1": 1000, "w2": 1e-6}, {"x": [3]}, {"y": [3]})))
+    np.testing.assert_allclose(run(half, x=X), X, rtol=1e-3)
+
+
+def test_an_integer_that_becomes_a_float_becomes_a_half():
+    nodes = [
+        helper.make_node("Cast", ["x"], ["n"], name="whole", to=TensorProto.INT64),
+        helper.make_node("Cast", ["n"], ["f"], name="back", to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["x", "f"], ["y"], name="m"),
+    ]
+    half = to_half(graph(nodes, {}, {"x": [3]}, {"y": [3]}), edges="fp32")
+    assert tensor_types(half)["f"] == TensorProto.FLOAT16
+    np.testing.assert_array_equal(run(half, x=np.float32([1.5, 3, 60])), [1.5, 9, 3600])
+
+
+def test_the_scales_of_a_resize_stay_in_single_precision():
+    node = helper.make_node("Resize", ["x", "", "scales"], ["y"], name="r", mode="nearest")
+    model = graph([node], {"scales": [1, 1, 2, 3]}, {"x": [1, 1, 1, 2]}, {"y": [1, 1, 2, 6]})
+    found = run(to_half(model, edges="fp32"), x=np.float32([[[[1, 2]]]]))
+    np.testing.assert_array_equal(found, [[[[1, 1, 1, 2, 2, 2]] * 2]])
+
+
+def test_inputs_are_rounded_as_they_come_in():
+    model = graph([helper.make_node("Add", ["x", "w"], ["y"], name="a")], {"w": -2048}, {"x": [2]}, {"y": [2]})
+    np.testing.assert_array_equal(run(rounded(to_half(model, {"a"})), x=np.float32([2049, 2050])), [0, 2])
+
+
+@pytest.mark.parametrize("operator", ["Add", "Exp", "Tanh", "MatMul", "Gemm", "Conv"])
+def test_the_results_of_what_computes_are_rounded(operator):
+    shape = [1, 1, 2, 2] if operator == "Conv" else [2, 2]
+    weights = {} if operator in ("Exp", "Tanh") else {"w": np.reshape([0.1, 0.3, 0.7, 0.9], shape)}
+    out = [1, 1, 1, 1] if operator == "Conv" else shape
+    model = graph([helper.make_node(operator, ["x", *weights], ["y"], name="n")], weights, {"x": shape}, {"y": out})
+    values = np.float32([0.25, 0.5, 0.75, 1.25]).reshape(shape)
+    found = run(rounded(to_half(model)), x=values)
+    np.testing.assert_array_equal(found, found.astype(np.float16))
+    np.testing.assert_allclose(found, run(model, x=values), rtol=2e-3)
+
+
+def test_nodes_of_one_name_or_none_are_told_apart():
+    model = chain(1, 2, 3)
+    for node, name in zip(model.graph.node, ("m", "m", ""), strict=True):
+        node.name = name
+    assert len({node.name for node in read_model(model.SerializeToString()).graph.node} - {""}) == 3
+
+
+@pytest.mark.parametrize("operator", ["Pow", "ReduceMean", "ReduceSum", "ReduceSumSquare"])
+def test_a_sum_over_features_and_all_that_follows_stay_in_single_precision(operator):
+    nodes = [
+        helper.make_node("Mul", ["x", "w"], ["t"], name="before"),
+        helper.make_node(operator, ["t", "w"] if operator == "Pow" else ["t"], ["s"], name="sum"),
+        helper.make_node("Mul", ["s", "w"], ["y"], name="after"),
+        helper.make_node("Mul", ["t", "w"], ["z"], name="aside"),
+    ]
+    assert likelihood_sums(graph(nodes, {"w": 2}, {"x": [3]}, {"y": [3], "z": [3]})) == {"sum", "after"}
+
+
 def test_a_bundle_in_half_precision_runs_in_onnxruntime_as_it_is(bundle, sample):
     half = in_half(bundle)
     for name in GRAPHS:
