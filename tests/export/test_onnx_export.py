@@ -37,6 +37,20 @@ def test_of_thick_slices_the_encoder_takes_one_a_window(thick_detector, thick_bu
     assert len(stack.slices) == len(stack.occupancy)
 
 
+def test_the_worst_place_of_the_worst_batch_is_what_they_differ_by(tiny_detector, tiny_bundle, monkeypatch):
+    bundle, honest = load_bundle(tiny_bundle), exporting.torch_log_likelihood
+    batches = [noise(n) for n in (6, 3)]
+
+    def off_at_one_place(detector, batch):
+        found = honest(detector, batch)
+        found[5] -= 0.25 * (batch is batches[0])
+        return found
+
+    monkeypatch.setattr(exporting, "torch_log_likelihood", off_at_one_place)
+    graphs = {name: bundle.read(name) for name in (ENCODER_FILE, FLOW_FILE)}
+    assert exporting.measure_parity(tiny_detector, graphs, batches) == pytest.approx(0.25, abs=1e-3)
+
+
 def test_means_over_brain_alone_are_exported(tiny_detector):
     config = replace(tiny_detector.config, brain_only=True)
     torch.manual_seed(0)
@@ -72,6 +86,32 @@ def test_a_graph_that_differs_is_not_written(tiny_detector, tiny_calibration, tm
     with pytest.raises(ExportError, match="not written"):
         exporting.export_bundle(tiny_detector, tiny_calibration, tmp_path / "b", name="b", modality="t1")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("random", "real"), [(2e-4, 9e-4), (9e-4, 2e-4), (2e-3, 0), (0, 2e-3)])
+def test_the_larger_difference_of_noise_and_volumes_counts_and_is_on_record(
+    tiny_detector, tiny_calibration, tiny_bundle, tmp_path, monkeypatch, random, real
+):
+    graphs = {name: load_bundle(tiny_bundle).read(name) for name in (ENCODER_FILE, FLOW_FILE)}
+    monkeypatch.setattr(exporting, "export_graphs", lambda detector: graphs)
+    monkeypatch.setattr(exporting, "measure_parity", lambda *given, far=False: random if far else real)
+    detector = replace(tiny_detector, record={"seed": 3})
+    options = {"name": "b", "modality": "t1", "about": {"accuracy": {"auroc": 0.9}}}
+    if max(random, real) > 1e-3:
+        with pytest.raises(ExportError, match=r"differs from torch by 2\.0e-03"):
+            exporting.export_bundle(detector, tiny_calibration, tmp_path / "b", **options)
+        return
+    manifest = exporting.export_bundle(detector, tiny_calibration, tmp_path / "b", **options).manifest
+    assert manifest["parity"]["log_likelihood_per_dimension"] == 9e-4
+    assert (manifest["training"], manifest["accuracy"]) == ({"seed": 3}, {"auroc": 0.9})
+
+
+def test_a_runtime_is_told_how_the_detector_was_trained_to_see(tiny_detector):
+    config = replace(tiny_detector.config.pooled("middle"), occupancy=0.3, normalisation="minmax")
+    spec = exporting.spec_of(replace(tiny_detector, config=config), "mine", "flair")
+    assert (spec.name, spec.modality, spec.grid) == ("mine", "flair", config.grid)
+    assert (spec.occupancy, spec.normalisation, spec.thick) == (0.3, "minmax", "middle")
+    assert (spec.cells, spec.features) == (tiny_detector.network.cells, tiny_detector.network.channels)
 
 
 def test_not_a_number_is_never_within_the_tolerance(
