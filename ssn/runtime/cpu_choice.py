@@ -59,10 +59,10 @@ def compare_on_cpu(bundle: Bundle, machine: Machine, threads: int | None) -> Com
     if speedup is not None:
         return Comparison(speedup)
     try:
-        speedup = measure_speedup(bundle, threads)
+        speedup = round(measure_speedup(bundle, threads), 3)  # as it is remembered: both are to choose alike
     except Exception:  # a package that is broken may raise anything, and the other one still computes
         return None
-    _write(path, {**known, key: round(speedup, 3)})
+    _write(path, {**known, key: speedup})
     return Comparison(speedup)
 
 

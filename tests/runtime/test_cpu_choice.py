@@ -11,7 +11,7 @@ from written_engines import machine
 from ssn.core.bundle import ENCODER_FILE, FLOW_FILE, load_bundle
 from ssn.runtime import cpu_choice
 from ssn.runtime.choose import Request, open_backend
-from ssn.runtime.cpu_choice import Comparison, cache_path, choice_key, compare_on_cpu
+from ssn.runtime.cpu_choice import WORTH, Comparison, cache_path, choice_key, compare_on_cpu
 from ssn.runtime.doctor import as_lines, diagnose
 
 HERE = machine(None, openvino="2026.4.1")
@@ -34,6 +34,12 @@ def test_the_second_call_remembers_what_the_first_one_measured(bundle, measured)
     first, second = (compare_on_cpu(bundle, HERE, None) for _ in range(2))
     assert measured == [None]
     assert first == second == Comparison(1.5)
+
+
+def test_what_is_remembered_chooses_what_was_chosen_when_it_was_measured(bundle, monkeypatch):
+    monkeypatch.setattr(cpu_choice, "measure_speedup", lambda *given: WORTH - 0.0004)
+    first, second = (compare_on_cpu(bundle, HERE, None) for _ in range(2))
+    assert first.chosen == second.chosen
 
 
 def test_other_threads_versions_and_graphs_are_measured_anew(bundle, measured, tmp_path):
