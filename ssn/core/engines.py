@@ -175,9 +175,14 @@ def write_engines(bundle: Bundle, record: EngineRecord, blobs: Mapping[str, byte
             for name, data in blobs.items():
                 (made / name).write_bytes(data)
             (made / RECORD_FILE).write_text(json.dumps(stored, indent=1) + "\n")
+            old = Path(scratch) / "old"
             if folder.exists():
-                folder.rename(Path(scratch) / "old")
-            made.rename(folder)
+                folder.rename(old)
+            try:
+                made.rename(folder)
+            finally:
+                if old.exists() and not folder.exists():  # it would go with the scratch folder, and none be left
+                    old.rename(folder)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written ({error.strerror or error}); {_ELSEWHERE}") from error
     return folder

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -205,15 +206,20 @@ def test_a_folder_is_written_whole_or_not_at_all(bundle, written, monkeypatch):
     newer = {**BLOBS, FLOW_ENGINE: b"newer"}
     record = record_for(bundle, blobs=newer)
 
-    def fail(path, text):
-        raise OSError(28, "No space left on device")
+    for step in ("write_text", "rename"):
+        real = getattr(Path, step)
 
-    with monkeypatch.context() as patch:
-        patch.setattr("pathlib.Path.write_text", fail)
-        with pytest.raises(OutputError, match="No space left"):
-            write_engines(bundle, record, newer, overwrite=True)
-    assert [path.name for path in written.parent.iterdir()] == [written.name]
-    assert read_engine(only_entry(bundle), FLOW_ENGINE) == b"flow code"
+        def fail(path, given, real=real):
+            if "made" in (path.name, path.parent.name):  # and not what was there before
+                raise OSError(28, "No space left on device")
+            return real(path, given)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, step, fail)
+            with pytest.raises(OutputError, match="No space left"):
+                write_engines(bundle, record, newer, overwrite=True)
+        assert [path.name for path in written.parent.iterdir()] == [written.name]
+        assert read_engine(only_entry(bundle), FLOW_ENGINE) == b"flow code"
     write_engines(bundle, record, newer, overwrite=True)
     assert read_engine(only_entry(bundle), FLOW_ENGINE) == b"newer"
 
