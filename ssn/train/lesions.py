@@ -15,6 +15,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from ssn.core.errors import DataError
 from ssn.train.anatomy import Contrast, Tissue, smooth_field, voxel_coordinates
 
 LesionKind = Literal["tumour", "wmh", "stroke", "atrophy"]
@@ -88,7 +89,7 @@ def _threshold_for(score: Tensor, allowed: Tensor, voxels: float) -> float:
 def _pick(candidates: Tensor, rng: np.random.Generator) -> tuple[int, ...]:
     places = candidates.nonzero()
     if len(places) == 0:
-        raise ValueError("no place in this brain is suitable for the lesion")
+        raise DataError("no place in this brain suits the lesion; give a T1-weighted scan of a whole brain")
     return tuple(places[rng.integers(len(places))].tolist())
 
 
@@ -185,7 +186,13 @@ _MAKERS: dict[LesionKind, Callable[[Tissue, float, np.random.Generator, torch.Ge
 
 
 def draw_lesion(kind: LesionKind, tissue: Tissue, rng: np.random.Generator, seed: int) -> Lesion:
-    """Draw a lesion of a kind inside a subject; its volume is log-uniform over `VOLUME_RANGE_ML`."""
+    """Draw a lesion of a kind inside a subject; its volume is log-uniform over `VOLUME_RANGE_ML`.
+
+    Raises
+    ------
+    DataError
+        If no place in the brain is as deep, or of such tissue, as the kind needs.
+    """
     low, high = VOLUME_RANGE_ML[kind]
     ml = float(np.exp(rng.uniform(np.log(low), np.log(high))))
     return _MAKERS[kind](tissue, ml, rng, torch.Generator().manual_seed(seed))

@@ -111,7 +111,10 @@ def _make_and_write(record: SubjectRecord, folder: Path, scan: Path | None) -> S
     path = folder / record.image
     lesion, tilt = record.lesion or None, record.tilt_degrees
     if scan:
-        subject = _person(scan).subject(record.seed, lesion=lesion, tilt_degrees=tilt)
+        try:
+            subject = _person(scan).subject(record.seed, lesion=lesion, tilt_degrees=tilt)
+        except DataError as error:
+            raise DataError(f"{printable(scan)}: {error}") from error
     else:
         template = _template(cast(TemplateName, record.template))
         subject = make_subject(template, record.seed, contrast=record.contrast, lesion=lesion, tilt_degrees=tilt)
@@ -147,7 +150,8 @@ def write_cohort(
     Raises
     ------
     DataError, VolumeError
-        If the scan is no usable brain, or of another contrast than the subjects are to have.
+        If the scan is no usable brain, or of another contrast than the subjects are to have, or has no place for a
+        lesion.
     OutputError
         Before anything is written, if `cohort.csv` has a subject that is not among `records`, or the folder can't be
         written to.

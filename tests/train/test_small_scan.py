@@ -1,12 +1,19 @@
 """A scan whose every millimetre is known: where its tissue lies after it was read, and in its subjects."""
 
+from contextlib import nullcontext
+from dataclasses import replace
+from types import SimpleNamespace
+
 import nibabel as nib
 import numpy as np
 import pytest
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from ssn.core.errors import DataError
+from ssn.train import synthetic
 from ssn.train.person import Person
+from ssn.train.synthetic import plan_cohort, write_cohort
 
 SEMI_AXES = np.array([37.0, 47.0, 40.0])  # mm
 VENTRICLE = np.array([9.0, 12.0, -8.0])  # mm, RAS: right, before, below
@@ -95,3 +102,14 @@ def test_subjects_have_noise_and_a_bias_field_of_their_own(person):
         fields.append(field[inside].std())
     assert min(fields) > 0.002
     assert abs(fields[0] - fields[1]) > 1e-4
+
+
+def test_a_lesion_that_no_place_in_the_scan_suits_is_refused_in_one_line(person, tmp_path, monkeypatch):
+    middle = person.brain.shape[2] // 2
+    slab = np.zeros_like(person.brain)
+    slab[:, :, middle - 14 : middle + 14] = person.brain[:, :, middle - 14 : middle + 14]
+    monkeypatch.setattr(synthetic, "_person", lambda path: replace(person, brain=slab))
+    monkeypatch.setattr(synthetic, "worker_processes", lambda count: nullcontext(SimpleNamespace(map=map)))
+    stroke = plan_cohort({"test": 3}, "t1", "slab", 3)[2:]
+    with pytest.raises(DataError, match=r"slab\.nii: no place in this brain suits the lesion; .*a whole brain"):
+        write_cohort(tmp_path / "cohort", stroke, scan=tmp_path / "slab.nii")
