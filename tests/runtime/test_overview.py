@@ -168,3 +168,15 @@ def test_what_is_kept_keeps_its_table(scans, tmp_path, tiny_bundle):
     run(scans, out, tiny_bundle)
     run(sorted(scans.iterdir())[0], out, tiny_bundle, resume=True, overview=False)
     assert (out / "scores.csv").exists()
+
+
+def test_a_doubt_an_error_and_a_model_s_name_are_text_whatever_is_in_them(tmp_path, tiny_calibration):
+    good, bad = outcome("good", 2.0), outcome("bad")
+    good.record["input"]["doubts"] = ["<i>odd</i> & so on"]
+    bundle = SimpleNamespace(spec=SimpleNamespace(name="<u>mine</u>", modality="t1"), calibration=tiny_calibration)
+    bad = replace(bad, error="<b>x</b>.nii: refused")
+    write_overview(tmp_path, [bad, good], bundle, pictures=True, overwrite=False)
+    page = Page((tmp_path / "index.html").read_text(encoding="utf-8"))
+    assert {"i", "b", "u"}.isdisjoint(page.tags)
+    text = "".join(page.texts)
+    assert all(said in text for said in ("<i>odd</i> & so on", "<b>x</b>.nii: refused", "Model <u>mine</u>"))
