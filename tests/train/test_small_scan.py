@@ -13,7 +13,8 @@ from scipy.spatial.transform import Rotation
 from ssn.core.errors import DataError
 from ssn.train import synthetic
 from ssn.train.person import Person
-from ssn.train.synthetic import plan_cohort, write_cohort
+from ssn.train.subject import thicken
+from ssn.train.synthetic import plan_cohort, read_cohort, write_cohort
 
 SEMI_AXES = np.array([37.0, 47.0, 40.0])  # mm
 VENTRICLE = np.array([9.0, 12.0, -8.0])  # mm, RAS: right, before, below
@@ -104,12 +105,45 @@ def test_subjects_have_noise_and_a_bias_field_of_their_own(person):
     assert abs(fields[0] - fields[1]) > 1e-4
 
 
-def test_a_lesion_that_no_place_in_the_scan_suits_is_refused_in_one_line(person, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("seed", "options", "brain", "lesion", "voxels"),
+    [
+        (3, {"lesion": "wmh"}, (45.7, 60.5, 54.4), (42.9, 65.9, 29.3), 703),
+        (5, {"lesion": "stroke", "tilt_degrees": 15}, (48.5, 63.8, 53.6), (77.6, 59.6, 58.3), 2819),
+    ],
+)
+def test_a_seed_makes_the_subject_of_a_scan_that_it_has_always_made(person, seed, options, brain, lesion, voxels):
+    """What an older version began is gone on with."""
+    made = person.subject(seed, **options)
+    np.testing.assert_allclose(np.argwhere(made.image > 0).mean(0), brain, atol=0.3)
+    np.testing.assert_allclose(np.argwhere(made.mask).mean(0), lesion, atol=2)
+    assert made.mask.sum() == pytest.approx(voxels, rel=0.02)
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    monkeypatch.setattr(synthetic, "worker_processes", lambda count: nullcontext(SimpleNamespace(map=map)))
+
+
+def test_what_is_written_is_the_subject_of_the_scan_that_was_planned(person, tmp_path, monkeypatch, in_this_process):
+    monkeypatch.setattr(synthetic, "_person", lambda path: person)
+    (plan,) = plan_cohort({"test": 1}, "t1", "head", 3, slice_mm=3, tilt_degrees=20)
+    (record,) = read_cohort(write_cohort(tmp_path, [plan], scan=tmp_path / "head.nii"))
+    expected = thicken(person.subject(plan.seed, lesion="tumour", tilt_degrees=20), 3)
+    image, mask = (nib.load(tmp_path / name) for name in (record.image, record.mask))
+    np.testing.assert_allclose(np.asarray(image.dataobj) / 2000, expected.image.clip(0, 2), atol=3e-4)
+    assert np.array_equal(np.asarray(mask.dataobj) > 0, expected.mask)
+    np.testing.assert_allclose(image.affine, expected.affine, atol=1e-6)
+    np.testing.assert_allclose(mask.affine, image.affine)
+
+
+def test_a_lesion_that_no_place_in_the_scan_suits_is_refused_in_one_line(
+    person, tmp_path, monkeypatch, in_this_process
+):
     middle = person.brain.shape[2] // 2
     slab = np.zeros_like(person.brain)
     slab[:, :, middle - 14 : middle + 14] = person.brain[:, :, middle - 14 : middle + 14]
     monkeypatch.setattr(synthetic, "_person", lambda path: replace(person, brain=slab))
-    monkeypatch.setattr(synthetic, "worker_processes", lambda count: nullcontext(SimpleNamespace(map=map)))
     stroke = plan_cohort({"test": 3}, "t1", "slab", 3)[2:]
     with pytest.raises(DataError, match=r"slab\.nii: no place in this brain suits the lesion; .*a whole brain"):
         write_cohort(tmp_path / "cohort", stroke, scan=tmp_path / "slab.nii")
