@@ -28,7 +28,7 @@ def scans(tmp_path):
     return folder
 
 
-def run(scans, out, bundle_folder, at_once=1, overwrite=False, **options):
+def run(scans, out, bundle_folder, at_once=1, overwrite=False, threshold=None, picture=False, **options):
     bundle = load_bundle(bundle_folder)
     with OnnxRuntimeBackend(bundle, threads=at_once, at_once=at_once) as backend:
         return run_jobs(
@@ -36,9 +36,9 @@ def run(scans, out, bundle_folder, at_once=1, overwrite=False, **options):
             out,
             bundle,
             backend,
-            threshold=None,
+            threshold=threshold,
             batch=24,
-            picture=False,
+            picture=picture,
             overwrite=overwrite,
             overview=True,
             **options,
@@ -248,3 +248,41 @@ def test_an_interrupted_cohort_goes_on_where_it_stopped(scans, tmp_path, tiny_bu
     assert sorted(computed) == sorted(f"{name}.nii" for name in ({"s0", "s1", "s2", "s3"} - done) | {"s0", "s1"})
     assert [outcome.error for outcome in outcomes] == [None] * 4
     assert len((out / "scores.csv").read_text().splitlines()) == 5
+
+
+def test_what_another_threshold_gave_is_not_what_is_resumed(scans, tmp_path, tiny_bundle, monkeypatch):
+    for name in ("s1", "s2", "s3"):
+        (scans / f"{name}.nii").unlink()
+    out, computed, infer = tmp_path / "out", [], cohort.infer_volume
+
+    def counted(path, *arguments, **options):
+        computed.append(options["threshold"])
+        return infer(path, *arguments, **options)
+
+    monkeypatch.setattr(cohort, "infer_volume", counted)
+    for threshold in (0.5, 1.5, 1.5):
+        (outcome,) = run(scans, out, tiny_bundle, resume=True, threshold=threshold)
+        assert outcome.record["map"]["threshold_z"] == threshold
+    assert computed == [0.5, 1.5]
+    run(scans, out, tiny_bundle, resume=True, threshold=1.5, picture=True)
+    assert (out / "s0.png").exists(), "asked for now, and not when the rest was computed"
+
+
+def test_a_cohort_of_which_nothing_was_computed_has_no_table(scans, tmp_path, tiny_bundle):
+    for scan in scans.iterdir():
+        scan.write_bytes(b"no image")
+    outcomes = run(scans, tmp_path / "out", tiny_bundle)
+    assert all(outcome.error for outcome in outcomes)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_one_output_that_exists_stops_all_before_any_computing(scans, tmp_path, tiny_bundle):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "s2_mask.nii.gz").write_bytes(b"mine")
+    begun = []
+    for overwrite, said in ((False, "exists already"), (True, "not written by ssn")):
+        with pytest.raises(OutputError, match=rf"s2_mask\.nii\.gz: .*{said}"):
+            run(scans, out, tiny_bundle, overwrite=overwrite, started=begun.append)
+    assert begun == []
+    assert [path.name for path in out.iterdir()] == ["s2_mask.nii.gz"]
