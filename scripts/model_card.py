@@ -91,14 +91,10 @@ def main() -> None:
         "",
         "## Calibration",
         "",
-        "On 50 further healthy subjects of the same heads, 20 of ICBM152 and 15 of each real one. A map voxel is a z-score "
-        f"against them at the same place, after a Gaussian of {calibration.sigma:g} mm.",
-        "",
-        "Threshold and p-values are those of heads that training did not see: "
-        f"{calibration.healthy_scores.size} healthy subjects of the two real heads, each by a model trained in the same way "
-        f"without its head. Map threshold {calibration.threshold:.2f}: {calibration.threshold_rate:.1%} of their brain "
-        f"voxels are above it. Volume threshold {calibration.volume_threshold:.2f}: above it a volume's p-value is 0.05 or "
-        "less.",
+        f"On {calibration.healthy_scores.size} further healthy subjects of the same heads. A map voxel is a z-score against them "
+        f"at the same place, after a Gaussian of {calibration.sigma:g} mm. Map threshold {calibration.threshold:.2f}: "
+        f"{calibration.threshold_rate:.1%} of healthy brain voxels are above it. Volume threshold "
+        f"{calibration.volume_threshold:.2f}: above it a volume's p-value is 0.05 or less.",
         "",
         "## Accuracy on held-out subjects of ICBM152",
         "",
@@ -116,7 +112,7 @@ def main() -> None:
         "## Accuracy on heads that no training saw",
         "",
         "What to expect on a head of your own. SRI24 was in no training; of the real heads, the model measured was trained in "
-        "the same way on the two other heads alone, its threshold by the other real one. Each on 30 subjects made from it, 24 with a lesion: one head's subjects "
+        "the same way on the two other heads alone. Each on 30 subjects made from it, 24 with a lesion: one head's subjects "
         "have one person's anatomy and one scanner, and no two heads differ as the next will. docs/infer.md, 'Your own "
         "scanner', says what `--align` and calibration do.",
         "",
