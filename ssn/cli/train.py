@@ -166,6 +166,10 @@ def calibrate(
             "volumes then give threshold and volume scores. May be repeated."
         ),
     ] = None,
+    align: Annotated[
+        bool,
+        typer.Option("--align", help="Align the volumes of --unseen as ssn-infer --align does: a threshold for that."),
+    ] = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Calibrate a checkpoint on the data set's held-out healthy volumes (split `calibration`)."""
@@ -173,6 +177,7 @@ def calibrate(
         from ssn.core.bundle import CALIBRATION_FILE
         from ssn.core.calibrate import calibrate as run
         from ssn.core.calibrate import with_threshold_of
+        from ssn.core.errors import DataError
         from ssn.core.outputs import check_file, check_folder
         from ssn.core.volume import read_volume
         from ssn.train.calibrate import save_calibration
@@ -184,7 +189,9 @@ def calibrate(
         from ssn.train.trained import refuse_trained
         from ssn.train.unseen import open_unseen, scored
 
-        others = open_unseen(unseen or (), contrast, sigma, device)
+        if align and not unseen:
+            raise DataError("--align says how the volumes of --unseen are looked at; give that too, or leave it out")
+        others = open_unseen(unseen or (), contrast, sigma, device, align=align)
         detector = load_checkpoint(checkpoint).to(choose_device(device))
         cache = cache or checkpoint / "features"
         reader = FeatureReader(detector.network, cache)

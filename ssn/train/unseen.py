@@ -24,18 +24,21 @@ class Unseen:
     cases: Sequence[Case]
 
 
-def open_unseen(given: Sequence[str], contrast: str | None, sigma: float, device: DeviceName) -> list[Unseen]:
+def open_unseen(
+    given: Sequence[str], contrast: str | None, sigma: float, device: DeviceName, *, align: bool = False
+) -> list[Unseen]:
     """Open each "MODEL=DATA": a checkpoint or a bundle, and the data set whose split `calibration` it is asked about.
 
     Parameters
     ----------
     sigma : mm, of the Gaussian over the map that the threshold is for
+    align : each volume's features by their own, which bundles do
 
     Raises
     ------
     DataError, BundleError
-        If one is not of that form, not a calibrated model or no data set, if the model's map has another Gaussian, or
-        it was trained on the volumes.
+        If one is not of that form, not a calibrated model or no data set, if the model's map has another Gaussian, it
+        was trained on the volumes, or it is no bundle and to align.
     """
     found = []
     for text in given:
@@ -49,7 +52,7 @@ def open_unseen(given: Sequence[str], contrast: str | None, sigma: float, device
             )
         cases = open_split(Path(data), "calibration", contrast=contrast)
         refuse_trained(Path(model), cases)
-        found.append(Unseen(open_trained(Path(model), device), cases))
+        found.append(Unseen(open_trained(Path(model), device, align=align), cases))
     return found
 
 

@@ -182,17 +182,23 @@ def other_heads(tmp_path):
 
 
 def test_threshold_and_volume_scores_are_those_of_heads_that_another_model_has_not_seen(
-    model, healthy, other_heads, tmp_path
+    model, bundle, healthy, other_heads, tmp_path
 ):
     own = shutil.copytree(model, tmp_path / "own")
-    result = run(train.app, "calibrate", own, healthy, "--unseen", f"{model}={other_heads}", "--device", "cpu")
-    assert result.exit_code == 0, result.output
-    before, after = load_calibration(model), load_calibration(own)
-    np.testing.assert_array_equal(after.mean, before.mean, "z-scores are against the data set's volumes all the same")
-    asked = [open_trained(model, "cpu")(case.image) for case in open_split(other_heads, "calibration")]
-    inside = np.concatenate([found.score_map[found.brain] for found in asked])
-    assert after.threshold == pytest.approx(np.quantile(inside, 1 - after.threshold_rate), abs=0.02)
-    np.testing.assert_allclose(after.healthy_scores, sorted(found.score for found in asked), rtol=1e-5)
+    scores = set()
+    for other, align in ((model, False), (bundle, True)):
+        given = ("--unseen", f"{other}={other_heads}", *(["--align"] if align else []))
+        result = run(train.app, "calibrate", own, healthy, *given, "--device", "cpu")
+        assert result.exit_code == 0, result.output
+        before, after = load_calibration(model), load_calibration(own)
+        np.testing.assert_array_equal(after.mean, before.mean, "z-scores stay those against the data set's volumes")
+        method = open_trained(other, "cpu", align=align)
+        asked = [method(case.image) for case in open_split(other_heads, "calibration")]
+        inside = np.concatenate([found.score_map[found.brain] for found in asked])
+        assert after.threshold == pytest.approx(np.quantile(inside, 1 - after.threshold_rate), abs=0.02)
+        np.testing.assert_allclose(after.healthy_scores, sorted(found.score for found in asked), rtol=1e-5)
+        scores.add(tuple(after.healthy_scores.round(2).tolist()))
+    assert len(scores) == 2, "aligned or not"
 
 
 def test_what_cannot_stand_for_another_head_is_refused_and_the_calibration_stays(model, healthy, other_heads, tmp_path):
@@ -200,11 +206,13 @@ def test_what_cannot_stand_for_another_head_is_refused_and_the_calibration_stays
     before = (own / CALIBRATION_FILE).read_bytes()
     learned = open_split(healthy, "train")[0].image
     (tmp_path / "learned").mkdir()
-    for given, sigma, message in (
-        (f"{other_heads}", 4, "expected MODEL=DATA"),
-        (f"{model}={other_heads}", 3, "its map has a Gaussian of 4 mm, not 3"),
-        (f"{model}={table(tmp_path / 'learned', f'{learned},,calibration')}", 4, "was trained on it"),
+    known = table(tmp_path / "learned", f"{learned},,calibration")
+    for given, message in (
+        (("--unseen", other_heads), "expected MODEL=DATA"),
+        (("--unseen", f"{model}={other_heads}", "--sigma", 3), "its map has a Gaussian of 4 mm, not 3"),
+        (("--unseen", f"{model}={known}"), "was trained on it"),
+        (("--unseen", f"{model}={other_heads}", "--align"), "is no bundle"),
+        (("--align",), "--unseen"),
     ):
-        result = run(train.app, "calibrate", own, healthy, "--unseen", given, "--sigma", sigma, "--device", "cpu")
-        one_line(result, message)
+        one_line(run(train.app, "calibrate", own, healthy, *given, "--device", "cpu"), message)
     assert (own / CALIBRATION_FILE).read_bytes() == before
