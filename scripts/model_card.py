@@ -91,16 +91,20 @@ def main() -> None:
         "",
         "## Calibration",
         "",
-        f"On {calibration.healthy_scores.size} further healthy subjects of the same heads. A map voxel is a z-score against them "
-        f"at the same place, after a Gaussian of {calibration.sigma:g} mm. Map threshold {calibration.threshold:.2f}: "
-        f"{calibration.threshold_rate:.1%} of healthy brain voxels are above it. Volume threshold "
+        "On 50 further healthy subjects of the same heads, 20 of ICBM152 and 15 of each real one. A map voxel is a z-score "
+        f"against them at the same place, after a Gaussian of {calibration.sigma:g} mm.",
+        "",
+        "Threshold and p-values are those of heads that training did not see: "
+        f"{calibration.healthy_scores.size} healthy subjects of the two real heads, each by a model trained in the same way "
+        f"without its head, and looked at with `--align`. Map threshold {calibration.threshold:.2f}: "
+        f"{calibration.threshold_rate:.1%} of their brain voxels are above it. Volume threshold "
         f"{calibration.volume_threshold:.2f}: above it a volume's p-value is 0.05 or less.",
         "",
         "## Accuracy on held-out subjects of ICBM152",
         "",
         "Semi-synthetic T1: good for comparing methods side by side, not clinical accuracy. Means over volumes, brain "
         "voxels only, at 1 mm. *Dice*: at the threshold that is best on validation volumes. *Dice, healthy threshold*: at "
-        "one that healthy volumes alone decide; this model's is the bundle's own. The references see the same volumes, grid and "
+        "one that healthy volumes alone decide, for this model its own, which is that of other heads. The references see the same volumes, grid and "
         "smoothing.",
         "",
         *table(same, groups),
@@ -112,7 +116,7 @@ def main() -> None:
         "## Accuracy on heads that no training saw",
         "",
         "What to expect on a head of your own. SRI24 was in no training; of the real heads, the model measured was trained in "
-        "the same way on the two other heads alone. Each on 30 subjects made from it, 24 with a lesion: one head's subjects "
+        "the same way on the two other heads alone, its threshold by the other real one. Each on 30 subjects made from it, 24 with a lesion: one head's subjects "
         "have one person's anatomy and one scanner, and no two heads differ as the next will. docs/infer.md, 'Your own "
         "scanner', says what `--align` and calibration do.",
         "",
