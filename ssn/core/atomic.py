@@ -144,6 +144,23 @@ def write_json_atomic(path: Path | str, value: object, *, overwrite: bool = Fals
     write_text_atomic(path, json.dumps(value, indent=1) + "\n", overwrite=overwrite, held=held)
 
 
+def replace_folder(folder: Path, made: Path, old: Path) -> None:
+    """Give a folder that is ready its name. One that has the name goes to `old`; if that fails, it stays.
+
+    Raises
+    ------
+    OSError
+        If a folder cannot be renamed.
+    """
+    if folder.exists():
+        folder.rename(old)
+    try:
+        made.rename(folder)
+    finally:
+        if old.exists() and not folder.exists():  # whoever made the new one removes `old`, and none would be left
+            old.rename(folder)
+
+
 def check_target(path: Path, *, overwrite: bool) -> None:
     """Raise OutputError if `atomic_path` would, as far as that is known before anything is written."""
     if not path.name or "\0" in str(path):

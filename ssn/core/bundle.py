@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ssn.core.atomic import printable
+from ssn.core.atomic import printable, replace_folder
 from ssn.core.calibration_file import pack_calibration, unpack_calibration
 from ssn.core.errors import BundleError, OutputError, VolumeError
 from ssn.core.geometry import GridConfig, ThickSlice
@@ -280,12 +280,7 @@ def write_bundle(
                 for extra in folder.iterdir():
                     if extra.is_file() and extra.name not in (*files, MANIFEST_FILE, *outdated):
                         shutil.copy2(extra, made / extra.name)
-                folder.rename(old)
-            try:
-                made.rename(folder)
-            finally:
-                if old.exists() and not folder.exists():  # it would go with the scratch folder, and none be left
-                    old.rename(folder)
+            replace_folder(folder, made, old)
             for extra in old.iterdir() if old.exists() else ():
                 if extra.is_dir() and extra.name not in outdated:
                     extra.rename(folder / extra.name)

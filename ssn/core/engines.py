@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from ssn.core.atomic import replace_folder
 from ssn.core.bundle import Bundle
 from ssn.core.engine_record import (
     ANY_GPU,
@@ -175,14 +176,7 @@ def write_engines(bundle: Bundle, record: EngineRecord, blobs: Mapping[str, byte
             for name, data in blobs.items():
                 (made / name).write_bytes(data)
             (made / RECORD_FILE).write_text(json.dumps(stored, indent=1) + "\n")
-            old = Path(scratch) / "old"
-            if folder.exists():
-                folder.rename(old)
-            try:
-                made.rename(folder)
-            finally:
-                if old.exists() and not folder.exists():  # it would go with the scratch folder, and none be left
-                    old.rename(folder)
+            replace_folder(folder, made, Path(scratch) / "old")
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written ({error.strerror or error}); {_ELSEWHERE}") from error
     return folder
