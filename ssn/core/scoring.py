@@ -35,7 +35,8 @@ class Calibration:
     threshold_rate : float
         Share of healthy brain voxels above `threshold`.
     healthy_scores : (n,) float32, ascending
-        Volume scores of the healthy volumes.
+        Volume scores of the healthy volumes; as the threshold, of other ones after
+        `ssn.core.calibrate.with_threshold_of`.
     voxel_mm : float or None
         Longest edge of the healthy volumes' voxels, their median, mm; None where it was not recorded.
     grey : (windows / 2, G / 2, G / 2) float32 or None

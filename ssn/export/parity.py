@@ -56,7 +56,7 @@ TOLERANCES: Mapping[Literal["fp32", "fp16", "int8"], Tolerance] = {
     # The healthy map's standard deviation is 1, and a fifth of it moves no finding. A place alone may change more
     # than the map, which is a mean over some twenty of them.
     "fp16": Tolerance(log_likelihood=0.2, map_z=0.2, dice=0.98, auroc=0.002),
-    # One healthy standard deviation at the worst voxel: a threshold near 5 still separates what it separated.
+    # One healthy standard deviation at the worst voxel: a threshold of 5 to 7 still separates what it separated.
     "int8": Tolerance(log_likelihood=1.0, map_z=1.0, dice=0.9, auroc=0.01),
 }
 

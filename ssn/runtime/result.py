@@ -18,7 +18,7 @@ from ssn.core.volume import Volume, from_canonical
 from ssn.runtime.align import read_whitening
 from ssn.runtime.backend import ALIGNED, Backend, StageTimes
 
-_SAME_LENGTH = 1.5  # voxels of 3 mm where 1 mm is known: twice as much of a healthy brain is above the threshold
+_SAME_LENGTH = 1.5  # voxels of 3 mm where 1 mm is known: three times as much of a healthy brain is above the threshold
 _MUCH = 0.15  # of a brain: hardly a lesion takes so much
 _FINE = 1.0  # mm; what is finer is averaged to about this before it is seen
 

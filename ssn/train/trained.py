@@ -34,7 +34,8 @@ class TrainedMethod(Protocol):
 
     Attributes
     ----------
-    threshold : of its map, from healthy volumes each of which was left out of what it was compared with
+    threshold : of its map, from healthy volumes each of which was left out of what it was compared with, or from
+        heads that a model like it has not seen (`ssn.train.unseen`)
     """
 
     threshold: float
