@@ -12,7 +12,12 @@ from ssn.cli import bench, export, infer, train
 ROOT = Path(__file__).parents[2]
 APPS = {"ssn-infer": infer.app, "ssn-train": train.app, "ssn-export": export.app, "ssn-bench": bench.app}
 # Functions of scripts that hand their arguments to a command.
-WRAPPERS = {"shared": "ssn-train ablate", "fit": "ssn-train fit", "bench": "ssn-bench"}
+WRAPPERS = {
+    "shared": "ssn-train ablate",
+    "fit": "ssn-train fit",
+    "calibrate": "ssn-train calibrate",
+    "bench": "ssn-bench",
+}
 FILES = [
     *(path for path in (ROOT / "scripts").iterdir() if path.suffix != ".py"),
     *(ROOT / "docs").glob("*.md"),
