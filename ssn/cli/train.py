@@ -208,8 +208,9 @@ def calibrate(
                 heads = bar.track(scored(others), total=sum(len(each.cases) for each in others), description="unseen")
                 result = with_threshold_of(result, heads)
         save_calibration(checkpoint, result)
+        whose = "--unseen's healthy" if others else "healthy"
         typer.echo(
-            f"{checkpoint}: map threshold {result.threshold:.2f} ({rate:.2%} of healthy brain above it), "
+            f"{checkpoint}: map threshold {result.threshold:.2f} ({rate:.2%} of {whose} brain above it), "
             f"volume threshold {volume_threshold(result)}"
         )
 

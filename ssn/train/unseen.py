@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ssn.core.atomic import printable
 from ssn.core.errors import DataError
 from ssn.runtime.choose import DeviceName
 from ssn.train.cases import Case
@@ -44,11 +45,11 @@ def open_unseen(
     for text in given:
         model, _, data = text.partition("=")
         if not (model and data):
-            raise DataError(f"--unseen {text}: expected MODEL=DATA")
+            raise DataError(f"--unseen {printable(text)}: expected MODEL=DATA")
         own = calibration_of(Path(model)).sigma
         if own != sigma:
             raise DataError(
-                f"--unseen {text}: its map has a Gaussian of {own:g} mm, not {sigma:g}; calibrate both alike"
+                f"--unseen {printable(text)}: its map has a Gaussian of {own:g} mm, not {sigma:g}; calibrate both alike"
             )
         cases = open_split(Path(data), "calibration", contrast=contrast)
         refuse_trained(Path(model), cases)

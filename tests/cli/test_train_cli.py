@@ -190,6 +190,7 @@ def test_threshold_and_volume_scores_are_those_of_heads_that_another_model_has_n
         given = ("--unseen", f"{other}={other_heads}", *(["--align"] if align else []))
         result = run(train.app, "calibrate", own, healthy, *given, "--device", "cpu")
         assert result.exit_code == 0, result.output
+        assert "(0.50% of --unseen's healthy brain above it)" in result.output.replace("\n", " ")
         before, after = load_calibration(model), load_calibration(own)
         np.testing.assert_array_equal(after.mean, before.mean, "z-scores stay those against the data set's volumes")
         method = open_trained(other, "cpu", align=align)
