@@ -13,8 +13,7 @@ from ssn.cli.options import BackendOption, BatchOption, DeviceOption, ThreadsOpt
 if TYPE_CHECKING:
     from ssn.core.bundle import Bundle
     from ssn.core.scoring import Calibration
-    from ssn.runtime.backend import Backend
-    from ssn.runtime.onnxruntime import OnnxRuntimeBackend
+    from ssn.runtime.backend import Backend, FeatureBackend
 
 FEWEST_TO_TELL = 19  # healthy volumes from which on a p-value, 1 / (1 + 19) at least, can be 5 %
 
@@ -53,7 +52,7 @@ def calibrate(
     with user_errors():
         from ssn.core.bundle import load_bundle, refuse_existing_bundle
         from ssn.core.engines import find_engines, rebuild_command
-        from ssn.core.errors import BackendError, SsnError
+        from ssn.core.errors import SsnError
         from ssn.runtime.align import SHARE, measure_alignment, read_whitening
         from ssn.runtime.calibrate import calibrate_on, of_contrast, write_calibrated
         from ssn.runtime.choose import Request, open_backend
@@ -67,9 +66,7 @@ def calibrate(
         whitening = read_whitening(opened) if align else None
         if align and whitening is None:
             typer.echo("Warning: the model does not whiten all its features, so they are not aligned", err=True)
-        if whitening and backend in ("tensorrt", "openvino"):
-            raise BackendError("features are aligned with ONNX Runtime; leave out --backend, or give --no-align")
-        request = Request("onnxruntime" if whitening else backend, device, threads, batch)
+        request = Request(backend, device, threads, batch, align=False)
 
         def refused(error: SsnError) -> None:
             typer.echo(f"Error: {error}", err=True)
@@ -89,7 +86,7 @@ def calibrate(
                         paths,
                         opened,
                         whitening,
-                        cast("OnnxRuntimeBackend", runner),
+                        cast("FeatureBackend", runner),  # it aligns nothing itself, and so it is one
                         share=SHARE if opened is given else 1.0,
                         batch=batch,
                         refused=refused,

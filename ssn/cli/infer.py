@@ -45,13 +45,14 @@ def infer(
         float | None, typer.Option(help="Mask threshold, z; the model's own if not given.", callback=_deviations)
     ] = None,
     align: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--align",
+            "--align/--no-align",
             help="Bring each volume's features, by their own mean and covariance, towards those that the model was "
-            "trained on: for another scanner, without healthy volumes to calibrate on.",
+            "trained on, because its scanner is another; as the model's threshold is for, if not given.",
+            show_default=False,
         ),
-    ] = False,
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace existing outputs.")] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Keep what an interrupted run finished in the same way, and do the rest.")

@@ -168,7 +168,9 @@ def calibrate(
     ] = None,
     align: Annotated[
         bool,
-        typer.Option("--align", help="Align the volumes of --unseen as ssn-infer --align does: a threshold for that."),
+        typer.Option(
+            "--align", help="Align each volume of --unseen by its own features, as ssn-infer then does by itself."
+        ),
     ] = False,
     device: DeviceOption = "auto",
 ) -> None:
@@ -206,7 +208,7 @@ def calibrate(
             result = run(volumes, windows=grid.windows, cells=detector.network.cells, sigma=sigma, rate=rate)
             if others:
                 heads = bar.track(scored(others), total=sum(len(each.cases) for each in others), description="unseen")
-                result = with_threshold_of(result, heads)
+                result = with_threshold_of(result, heads, aligned_to_itself=align)
         save_calibration(checkpoint, result)
         whose = "--unseen's healthy" if others else "healthy"
         typer.echo(
@@ -233,8 +235,13 @@ def evaluate(
         ),
     ] = False,
     align: Annotated[
-        bool, typer.Option("--align", help="Align each volume's features by their own, as ssn-infer --align does.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--align/--no-align",
+            help="Align each volume's features by their own, as ssn-infer does; as the threshold is for, if not given.",
+            show_default=False,
+        ),
+    ] = None,
     device: DeviceOption = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace the JSON file.")] = False,
 ) -> None:

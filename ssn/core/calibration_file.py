@@ -22,6 +22,7 @@ def pack_calibration(calibration: Calibration) -> bytes:
         numbers=np.array([getattr(calibration, name) for name in _NUMBERS]),
         voxel_mm=np.array([] if calibration.voxel_mm is None else [calibration.voxel_mm]),
         grey=np.zeros(0, np.float16) if calibration.grey is None else calibration.grey.astype(np.float16),
+        aligned_to_itself=calibration.aligned_to_itself,
     )
     return stream.getvalue()
 
@@ -41,9 +42,10 @@ def unpack_calibration(data: bytes) -> Calibration:
                 mean=stored["mean"].astype(np.float32),
                 deviation=stored["deviation"].astype(np.float32),
                 healthy_scores=stored["healthy_scores"].astype(np.float32),
-                # An older calibration has neither array.
+                # An older calibration has none of these.
                 voxel_mm=next(iter(stored["voxel_mm"].tolist() if "voxel_mm" in stored else ()), None),
                 grey=stored["grey"].astype(np.float32) if "grey" in stored and stored["grey"].size else None,
+                aligned_to_itself="aligned_to_itself" in stored and bool(stored["aligned_to_itself"]),
                 **numbers,
             )
     except Exception as error:  # of damaged bytes zipfile, zlib and numpy raise whatever they like

@@ -41,6 +41,9 @@ class Calibration:
         Longest edge of the healthy volumes' voxels, their median, mm; None where it was not recorded.
     grey : (windows / 2, G / 2, G / 2) float32 or None
         What healthy volumes look like (`ssn.core.likeness`); None where it was not recorded.
+    aligned_to_itself : bool
+        Threshold and healthy volume scores are of volumes each aligned by its own features
+        (`ssn.core.self_alignment`), as those that are compared with them are to be.
     """
 
     mean: NDArray[np.float32]
@@ -52,6 +55,7 @@ class Calibration:
     healthy_scores: NDArray[np.float32]
     voxel_mm: float | None = None
     grey: NDArray[np.float32] | None = None
+    aligned_to_itself: bool = False
 
     @property
     def volume_threshold(self) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,11 +13,8 @@ from ssn.core.alignment import Matrix, Moments, Whitening
 from ssn.core.bundle import FLOW_FILE, Bundle
 from ssn.core.errors import BundleError, SsnError
 from ssn.core.onnx_data import weights, with_weights
-from ssn.runtime.backend import DEFAULT_BATCH, Batch, plan_batches
+from ssn.runtime.backend import DEFAULT_BATCH, Batch, FeatureBackend, plan_batches
 from ssn.runtime.healthy import read_healthy, refuse_few
-
-if TYPE_CHECKING:
-    from ssn.runtime.onnxruntime import OnnxRuntimeBackend
 
 SHARE = 0.75  # of the way to the training's features: the rest is of these people, and not of their scanner
 _WEIGHT, _BIAS = "whitening.weight", "whitening.bias"  # as `ssn.export.graphs.FlowGraph` names them
@@ -49,11 +45,16 @@ def moments_of(
     features: Iterable[NDArray[np.float32]], batches: Iterable[Batch], bundle: Bundle, centre: Matrix
 ) -> Moments:
     """Sum over a volume's features: (W, C, G, G) of each batch, of which only those at its places count."""
-    parts = []
-    for found, batch in zip(features, batches, strict=True):
-        rows = found.transpose(0, 2, 3, 1).reshape(-1, len(centre))
-        parts.append(Moments.of(rows[batch.places - batch.first * bundle.spec.cells**2], centre))
+    cells = bundle.spec.cells
+    pairs = zip(features, batches, strict=True)
+    parts = [Moments.of(at_places(found, batch, cells), centre) for found, batch in pairs]
     return sum(parts[1:], parts[0])
+
+
+def at_places(features: NDArray[np.float32], batch: Batch, cells: int) -> NDArray[np.float32]:
+    """Features (L, C) at a batch's places, of those (W, C, G, G) of its windows; `cells`: G."""
+    window, cell = np.divmod(batch.places - batch.first * cells**2, cells**2)
+    return features.reshape(*features.shape[:2], -1)[window, :, cell]
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def measure_alignment(
     paths: Sequence[Path],
     bundle: Bundle,
     whitening: Whitening,
-    backend: OnnxRuntimeBackend,
+    backend: FeatureBackend,
     *,
     share: float = SHARE,
     batch: int | None = None,

@@ -72,6 +72,18 @@ class Backend(Runs, Protocol):
     def __exit__(self, *error: object) -> None: ...
 
 
+class FeatureBackend(Backend, Protocol):
+    """One whose encoder and flow can be run apart, for those who need the features of a whole volume first."""
+
+    def features(self, batches: Iterable[Batch]) -> Iterator[NDArray[np.float32]]:
+        """Features (W, C, G, G) of each batch's windows, before whitening, in order."""
+
+    def scores(
+        self, features: Iterable[NDArray[np.float32]], batches: Iterable[Batch]
+    ) -> Iterator[NDArray[np.float32]]:
+        """Log-likelihood per dimension (L,) of each batch's places from its features (W, C, G, G), in order."""
+
+
 def _misfit(bundle: Bundle, reason: str) -> BundleError:
     return BundleError(f"{bundle.folder}: its manifest does not describe its graphs ({reason}); get the bundle again")
 

@@ -10,7 +10,7 @@ from ssn.core.bundle import Bundle
 from ssn.core.engine_record import EngineEntry
 from ssn.core.engines import find_engines, rebuild_command, refusal, verify_engine
 from ssn.core.errors import BackendError, BundleError, MemoryLimitError, SsnError
-from ssn.runtime.backend import Backend
+from ssn.runtime.backend import Backend, FeatureBackend
 from ssn.runtime.cpu_choice import Comparison, compare_on_cpu
 from ssn.runtime.machine import Machine, look
 
@@ -35,7 +35,7 @@ class Request:
     batch : slices at once; None: the backend's own
     at_once : volumes that a CPU computes at the same time
     memory_limit : bytes on the GPU
-    align : each volume's features by their own (`ssn.runtime.self_aligned`); only ONNX Runtime gives features
+    align : each volume's features by their own (`ssn.runtime.self_aligned`); None: as the bundle's threshold is for
     """
 
     backend: BackendName = "auto"
@@ -44,7 +44,7 @@ class Request:
     batch: int | None = None
     memory_limit: int | None = None
     at_once: int = 1
-    align: bool = False
+    align: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -155,16 +155,14 @@ def open_backend(bundle: Bundle, request: Request, machine: Machine | None = Non
     BackendError
         If none does; it says what is missing and how to mend it.
     BundleError
-        If a graph of the bundle was modified.
+        If a graph of the bundle was modified; if it is to align, and does not whiten its features.
     """
-    if request.align and request.backend in ("tensorrt", "openvino"):
-        raise BackendError("features are aligned with ONNX Runtime; leave out --backend, or --align")
     machine = machine or look()
-    wanted: BackendName = "onnxruntime" if request.align else request.backend
+    aligning = _aligning(bundle, request)
     fitting = [
         option
         for option in options(bundle, machine)
-        if wanted in ("auto", option.backend) and request.device in ("auto", option.device)
+        if request.backend in ("auto", option.backend) and request.device in ("auto", option.device)
     ]
     if not fitting:
         raise BackendError(f"{request.backend} does not compute on {request.device}; leave out --device")
@@ -184,7 +182,8 @@ def open_backend(bundle: Bundle, request: Request, machine: Machine | None = Non
         problem = option.problem
         if problem is None:
             try:
-                return Choice(open_option(bundle, option, request), option.label, passed_over, warnings, measured)
+                backend = aligning(open_option(bundle, option, request))
+                return Choice(backend, option.label, passed_over, warnings, measured)
             except SsnError as error:
                 # The bundle's own graphs, or the user's limit: no other backend would be better off.
                 if isinstance(error, MemoryLimitError) or (isinstance(error, BundleError) and option.entry is None):
@@ -198,8 +197,8 @@ def open_backend(bundle: Bundle, request: Request, machine: Machine | None = Non
         if provider in machine.providers:
             from ssn.runtime.onnxruntime import OnnxRuntimeBackend
 
-            backend = OnnxRuntimeBackend(bundle, request.threads, "tensorrt", request.memory_limit)
-            return Choice(backend, f"onnxruntime with {provider}", passed_over, warnings)
+            opened = OnnxRuntimeBackend(bundle, request.threads, "tensorrt", request.memory_limit)
+            return Choice(aligning(opened), f"onnxruntime with {provider}", passed_over, warnings)
     if request.memory_limit is not None:
         why = "; ".join(passed_over) or "--device cpu"
         raise BackendError(f"--memory-limit bounds memory on a GPU, and none computes ({why}); on a CPU, lower --batch")
@@ -207,8 +206,18 @@ def open_backend(bundle: Bundle, request: Request, machine: Machine | None = Non
     raise BackendError("nothing can run as asked: " + "; ".join(passed_over) + remedy)
 
 
-def open_option(bundle: Bundle, option: Option, request: Request) -> Backend:
-    """Open one of `options`, of which nothing speaks against."""
+def _aligning(bundle: Bundle, request: Request) -> Callable[[FeatureBackend], Backend]:
+    """Return what makes a backend align each volume, if that is asked for; refused before anything is opened."""
+    if not (bundle.calibration.aligned_to_itself if request.align is None else request.align):
+        return lambda backend: backend
+    from ssn.runtime.self_aligned import SelfAlignedBackend, whitening_of
+
+    whitening = whitening_of(bundle)
+    return lambda backend: SelfAlignedBackend(bundle, whitening, backend)
+
+
+def open_option(bundle: Bundle, option: Option, request: Request) -> FeatureBackend:
+    """Open one of `options`, of which nothing speaks against; it aligns nothing."""
     if option.entry is not None:
         from ssn.runtime.tensorrt import TensorRTBackend
 
@@ -220,9 +229,4 @@ def open_option(bundle: Bundle, option: Option, request: Request) -> Backend:
     from ssn.runtime.onnxruntime import OnnxRuntimeBackend
 
     provider: Literal["cpu", "cuda"] = "cuda" if option.device == "cuda" else "cpu"
-    opened = OnnxRuntimeBackend(bundle, request.threads, provider, request.memory_limit, request.at_once)
-    if not request.align:
-        return opened
-    from ssn.runtime.self_aligned import SelfAlignedBackend
-
-    return SelfAlignedBackend(bundle, opened)
+    return OnnxRuntimeBackend(bundle, request.threads, provider, request.memory_limit, request.at_once)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -132,6 +133,43 @@ class DevicePipeline:
                 for stream in self._streams.values():
                     self._cuda.synchronize_stream(stream)
 
+    def features(self, batches: Iterable[Batch]) -> Iterator[NDArray[np.float32]]:
+        """Features (W, C, G, G) of each batch's windows, in order, each brought to the host before the next begins."""
+        slot, stream = self._slots[0], self._streams["compute"]
+        for batch in batches:
+            self._fill(slot, batch)
+            self._queue("copy_in", slot, batch, stream)
+            self._queue("encoder", slot, batch, stream)
+            staged = self._staged(batch)
+            self._cuda.copy_out(staged, slot.device_features, stream)
+            self._cuda.synchronize_stream(stream)
+            yield staged.astype(np.float32)
+
+    def scores(
+        self, features: Iterable[NDArray[np.float32]], batches: Iterable[Batch]
+    ) -> Iterator[NDArray[np.float32]]:
+        """Log-likelihood per dimension (L,) of each batch from its features (W, C, G, G), in order."""
+        slot, stream = self._slots[0], self._streams["compute"]
+        for found, batch in zip(features, batches, strict=True):
+            staged = self._staged(batch)
+            np.copyto(staged, found, casting="same_kind")
+            self._fill_places(slot, batch)
+            self._cuda.copy_in(slot.device_features, staged, stream)
+            self._copy_places(slot, batch, stream)
+            self._queue("flow", slot, batch, stream)
+            self._queue("copy_out", slot, batch, stream)
+            self._cuda.synchronize_stream(stream)
+            yield slot.results[: len(batch.places)].copy()
+
+    @cached_property
+    def _features(self) -> NDArray[Any]:
+        """Pinned: features of the largest batch on their way to the host or back, for those who ask for them."""
+        layout = self._layout
+        return self._cuda.pinned((self._windows, layout.channels, layout.cells, layout.cells), layout.features_dtype)
+
+    def _staged(self, batch: Batch) -> NDArray[Any]:
+        return self._features[: len(batch.slices) // self._layout.each]
+
     def _take(self, step: Step, running: dict[int, Batch], times: StageTimes) -> Iterator[NDArray[np.float32]]:
         slot, batch = self._slots[step.slot], running[step.batch]
         if step.stage == "fill":
@@ -165,6 +203,9 @@ class DevicePipeline:
             copy_as_half(slices, batch.slices)
         else:
             np.copyto(slices, batch.slices)
+        self._fill_places(slot, batch)
+
+    def _fill_places(self, slot: Slot, batch: Batch) -> None:
         slot.places[: len(batch.places)] = batch.places
         slot.places[len(batch.places) : self._shape(batch)[1]] = batch.places[-1]
         slot.first[0] = batch.first
@@ -174,8 +215,7 @@ class DevicePipeline:
         windows, places = self._shape(batch)
         if stage == "copy_in":
             cuda.copy_in(slot.device_slices, slot.slices[: len(batch.slices)], stream)
-            cuda.copy_in(slot.device_places, slot.places[:places], stream)
-            cuda.copy_in(slot.device_first, slot.first, stream)
+            self._copy_places(slot, batch, stream)
         elif stage == "copy_out":
             cuda.copy_out(slot.results[: len(batch.places)], slot.device_values, stream)
         elif stage == "encoder":
@@ -183,6 +223,10 @@ class DevicePipeline:
         else:
             key = stage, slot.number, windows, places
             self._compute(key, lambda: self._stages.flow(slot, windows, places, stream), stream)
+
+    def _copy_places(self, slot: Slot, batch: Batch, stream: Any) -> None:
+        self._cuda.copy_in(slot.device_places, slot.places[: self._shape(batch)[1]], stream)
+        self._cuda.copy_in(slot.device_first, slot.first, stream)
 
     def _compute(self, key: tuple[Stage, int, int, int], queue: Callable[[], None], stream: Any) -> None:
         if not self.graphs:

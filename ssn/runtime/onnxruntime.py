@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Self
 
@@ -25,7 +24,7 @@ from ssn.runtime.onnx_sessions import (
     session_options,
     told_in_one_line,
 )
-from ssn.runtime.side_by_side import halves, parts_at_once, run_side_by_side
+from ssn.runtime.side_by_side import each_in_order, halves, parts_at_once, run_side_by_side
 
 _GPU_BATCH = 48  # slices: fewer leave a GPU idle
 
@@ -105,14 +104,13 @@ class OnnxRuntimeBackend:
         yield from run_side_by_side(self._compute, batches, split, times)
 
     def features(self, batches: Iterable[Batch]) -> Iterator[NDArray[np.float32]]:
-        """Features (W, C, G, G) of each batch's windows, before whitening, in order; all are computed at once."""
+        """Features (W, C, G, G) of each batch's windows, before whitening, in order."""
 
         @told_in_one_line()
         def encode(batch: Batch) -> NDArray[np.float32]:
             return np.asarray(self._encode(batch).numpy(), np.float32)
 
-        with ThreadPoolExecutor(self._parts) as pool:
-            yield from pool.map(encode, batches)
+        yield from each_in_order(encode, zip(batches), self._parts)
 
     def scores(
         self, features: Iterable[NDArray[np.float32]], batches: Iterable[Batch]
@@ -123,8 +121,7 @@ class OnnxRuntimeBackend:
         def flow(found: NDArray[np.float32], batch: Batch) -> NDArray[np.float32]:
             return self._flow_of(ort.OrtValue.ortvalue_from_numpy(found), batch)
 
-        with ThreadPoolExecutor(self._parts) as pool:
-            yield from pool.map(flow, features, batches)
+        yield from each_in_order(flow, zip(features, batches, strict=True), self._parts)
 
     def _encode(self, batch: Batch) -> ort.OrtValue:
         check_slices(self._takes, batch, self._bundle)

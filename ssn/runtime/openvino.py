@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -90,24 +90,44 @@ class OpenVinoBackend:
 
     def run(self, batches: Iterable[Batch], times: StageTimes) -> Generator[NDArray[np.float32], None, None]:
         """Log-likelihood per dimension (L,) of each batch's places, in order."""
-        encoder, flow = (model.create_infer_request() for model in (self._encoder, self._flow))
+        encoder, flow = self._encoder.create_infer_request(), self._flow.create_infer_request()
         for batch in batches:
-            yield self._log_likelihood(encoder, flow, batch, times)
+            start = time.perf_counter()
+            features = self._encode(encoder, batch)
+            encoded = time.perf_counter()
+            values = _score(flow, features, batch)
+            times.add("encoder", encoded - start)
+            times.add("flow", time.perf_counter() - encoded)
+            yield values
 
-    def _log_likelihood(self, encoder: Any, flow: Any, batch: Batch, times: StageTimes) -> NDArray[np.float32]:
-        start = time.perf_counter()
+    def features(self, batches: Iterable[Batch]) -> Iterator[NDArray[np.float32]]:
+        """Features (W, C, G, G) of each batch's windows, before whitening, in order."""
+        encoder = self._encoder.create_infer_request()
+        for batch in batches:
+            yield np.array(self._encode(encoder, batch), np.float32)  # a copy: the next batch would overwrite it
+
+    def scores(
+        self, features: Iterable[NDArray[np.float32]], batches: Iterable[Batch]
+    ) -> Iterator[NDArray[np.float32]]:
+        """Log-likelihood per dimension (L,) of each batch's places from its features (W, C, G, G), in order."""
+        flow = self._flow.create_infer_request()
+        for found, batch in zip(features, batches, strict=True):
+            yield _score(flow, found, batch)
+
+    def _encode(self, encoder: Any, batch: Batch) -> NDArray[np.float32]:
         check_slices(self._takes, batch, self._bundle)
-        features = encoder.infer({"slices": np.ascontiguousarray(batch.slices)})["features"]
+        features: NDArray[np.float32] = encoder.infer({"slices": np.ascontiguousarray(batch.slices)})["features"]
         check_features(features.shape, batch, self._bundle)
-        encoded = time.perf_counter()
-        first = np.array([batch.first], np.int64)
-        values = flow.infer({"features": features, "places": batch.places, "first": first})["log_likelihood"]
-        times.add("encoder", encoded - start)
-        times.add("flow", time.perf_counter() - encoded)
-        return np.array(values, np.float32)  # a copy: the next batch would overwrite it
+        return features
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
         del self._encoder, self._flow
+
+
+def _score(flow: Any, features: NDArray[np.float32], batch: Batch) -> NDArray[np.float32]:
+    first = np.array([batch.first], np.int64)
+    values = flow.infer({"features": features, "places": batch.places, "first": first})["log_likelihood"]
+    return np.array(values, np.float32)  # a copy: the next batch would overwrite it

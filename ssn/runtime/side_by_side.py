@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,6 +96,20 @@ def run_side_by_side(
         clock, total = time.perf_counter() - start, sum(spent.seconds.values())
         for stage, seconds in spent.seconds.items():
             times.add(stage, clock * seconds / total)
+
+
+def each_in_order(
+    compute: Callable[..., NDArray[np.float32]], given: Iterable[tuple[Any, ...]], threads: int
+) -> Generator[NDArray[np.float32], None, None]:
+    """Yield what `compute` says of each, in order, computed by so many threads; one is taken ahead, and no more."""
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[NDArray[np.float32]]] = deque()
+        for arguments in given:
+            waiting.append(pool.submit(compute, *arguments))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 @dataclass

@@ -6,7 +6,7 @@ Both modules have the same names, so one backend is written against whichever bu
 from __future__ import annotations
 
 import importlib
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any, Self
 
 import numpy as np
@@ -105,6 +105,16 @@ class TensorRTBackend:
     def run(self, batches: Iterable[Batch], times: StageTimes) -> Generator[NDArray[np.float32], None, None]:
         """Log-likelihood per dimension (L,) of each batch's places, in order."""
         return self.pipeline.run(batches, times)
+
+    def features(self, batches: Iterable[Batch]) -> Iterator[NDArray[np.float32]]:
+        """Features (W, C, G, G) of each batch's windows, before whitening, in order; nothing overlaps."""
+        return self.pipeline.features(batches)
+
+    def scores(
+        self, features: Iterable[NDArray[np.float32]], batches: Iterable[Batch]
+    ) -> Iterator[NDArray[np.float32]]:
+        """Log-likelihood per dimension (L,) of each batch's places from its features, in order; nothing overlaps."""
+        return self.pipeline.scores(features, batches)
 
     def __enter__(self) -> Self:
         return self

@@ -8,7 +8,7 @@ test set has healthy volumes in it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,10 +18,12 @@ import torch
 from numpy.typing import NDArray
 
 from ssn.core import metrics, slice_metrics
+from ssn.core.alignment import Whitening
 from ssn.core.calibrate import HealthyVolume
 from ssn.core.errors import DataError
 from ssn.core.look import Look, look_at
 from ssn.core.scoring import Calibration, volume_score
+from ssn.core.self_alignment import align_to_itself
 from ssn.core.volume import Volume, read_volume
 from ssn.train.cases import LESION_SIZES, Case
 from ssn.train.checkpoint import Detector
@@ -89,19 +91,34 @@ def healthy_volume(detector: Detector, volume: Volume, reader: FeatureReader) ->
 class DetectorMethod:
     """A detector as a method; see `ssn.train.trained.TrainedMethod`."""
 
-    def __init__(self, detector: Detector, calibration: Calibration, cache: Path | None = None) -> None:
+    def __init__(
+        self, detector: Detector, calibration: Calibration, cache: Path | None = None, *, align: bool = False
+    ) -> None:
         self.threshold = calibration.threshold
         self._detector, self._calibration = detector, calibration
         self._reader = FeatureReader(detector.network, cache)
+        self._whitening = detector.network.own_whitening() if align else None
 
     def __call__(self, path: Path) -> ScoredVolume:
         """Score a volume."""
         volume = read_volume(path)
         look = look_at(volume, partial(stack_for, self._detector.network), self._calibration)
         found = self._reader.features(path, look.stack, keep=look.turn is None)
+        if self._whitening is not None:
+            found = self._aligned(found, self._whitening)
         places, values = detector_log_likelihood(self._detector, found)
         score_map = look.score_map(values, places, self._calibration)
         return ScoredVolume.of(score_map, look.read.brain, volume)
+
+    def _aligned(self, found: VolumeFeatures, whitening: Whitening) -> VolumeFeatures:
+        features, places = found.features.float().numpy(), found.places.numpy()
+
+        def ask(some: NDArray[np.float32], where: NDArray[np.int64]) -> NDArray[np.float32]:
+            given = VolumeFeatures(torch.from_numpy(some), torch.from_numpy(where))
+            return detector_log_likelihood(self._detector, given)[1]
+
+        align_to_itself(features, places, whitening, self._calibration, ask)
+        return replace(found, features=torch.from_numpy(features))
 
 
 def _slice_metrics(scored: ScoredVolume, mask: NDArray[np.bool_]) -> tuple[float | None, float | None]:

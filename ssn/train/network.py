@@ -6,10 +6,12 @@ import hashlib
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ssn import __version__
+from ssn.core.alignment import Whitening
 from ssn.core.geometry import PAPER_GRID, GridConfig, ThickSlice
 from ssn.core.intensity import Normalisation
 from ssn.train.aggregation import SlicePool, aggregate
@@ -155,6 +157,14 @@ class FeatureNetwork(nn.Module):
     def whitened(self, features: Tensor) -> Tensor:
         """Whiten features in rows (L, C) to (L, K): what the flow is trained on."""
         return (features - self.feature_mean) @ self.whitening.T if self.config.whiten else features
+
+    def own_whitening(self) -> Whitening | None:
+        """Whitening that other features may be brought to; None where not all of them are whitened."""
+        if not self.config.whiten or self.components < self.channels:
+            return None
+        weight = self.whitening.double().cpu().numpy()
+        bias = -weight @ self.feature_mean.double().cpu().numpy()
+        return Whitening(weight.astype(np.float32), bias.astype(np.float32))
 
     def fingerprint(self) -> str:
         """SHA-256 of what the unwhitened features depend on: release, configuration and encoder weights."""

@@ -78,15 +78,15 @@ def calibration_of(folder: Path) -> Calibration:
     return load_calibration(folder)
 
 
-def open_trained(folder: Path, device: DeviceName = "auto", *, align: bool = False) -> TrainedMethod:
+def open_trained(folder: Path, device: DeviceName = "auto", *, align: bool | None = None) -> TrainedMethod:
     """Open a checkpoint or a bundle; on a CPU it computes with torch's number of threads.
 
-    `align`: each volume's features by their own (`ssn.runtime.self_aligned`), which a bundle's runtime does.
+    `align`: each volume's features by their own (`ssn.core.self_alignment`); None: as the model's threshold is for.
 
     Raises
     ------
     DataError, BundleError
-        As `calibration_of`; if a checkpoint is to align.
+        As `calibration_of`; if it is to align, and does not whiten its features.
     BackendError
         If the device cannot be had.
     """
@@ -94,10 +94,14 @@ def open_trained(folder: Path, device: DeviceName = "auto", *, align: bool = Fal
         bundle = load_bundle(folder)
         request = Request(device=device, threads=torch.get_num_threads(), align=align)
         return BundleMethod(bundle, open_backend(bundle, request).backend)
-    if align:
-        raise DataError(f"{printable(folder)}: is no bundle, as --align takes it: ssn-export onnx makes one")
-    detector = load_checkpoint(folder).to(choose_device(device))
-    return DetectorMethod(detector, load_calibration(folder), _cache_in(folder))
+    detector, calibration = load_checkpoint(folder).to(choose_device(device)), load_calibration(folder)
+    if align is None:
+        align = calibration.aligned_to_itself
+    if align and detector.network.own_whitening() is None:
+        raise DataError(
+            f"{printable(folder)}: does not whiten all its features, so a volume's cannot be aligned; give --no-align"
+        )
+    return DetectorMethod(detector, calibration, _cache_in(folder), align=align)
 
 
 def _cache_in(folder: Path) -> Path | None:
