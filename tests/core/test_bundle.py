@@ -178,6 +178,8 @@ def test_a_calibration_survives_its_file(tiny_calibration):
     assert unpack_calibration(pack_calibration(replace(tiny_calibration, voxel_mm=2.5))).voxel_mm == 2.5
     with pytest.raises(ValueError, match="voxel size"):
         unpack_calibration(pack_calibration(replace(tiny_calibration, voxel_mm=-1.0)))
+    assert not back.aligned_to_itself
+    assert unpack_calibration(pack_calibration(replace(tiny_calibration, aligned_to_itself=True))).aligned_to_itself
     assert back.grey is None
     grey = np.linspace(-3, 3, 60, dtype=np.float32).reshape(3, 4, 5)
     grey[0, 0] = np.nan

@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 from importlib import import_module
 from inspect import signature
 
@@ -176,6 +177,20 @@ def test_a_cpu_machine_runs_and_says_why_nothing_better_does(bundle):
         "openvino on cpu",
     ]
     assert choice.warnings == [], "engines for another machine are no news on one without a GPU"
+
+
+@pytest.mark.parametrize("here", [{}, {"openvino": "2026.4.1"}], ids=["onnxruntime", "openvino"])
+@pytest.mark.parametrize(
+    ("known", "asked", "aligned"), [(True, None, True), (False, None, False), (True, False, False), (False, True, True)]
+)
+def test_a_volume_is_aligned_where_the_threshold_is_for_that_or_it_is_asked_for(bundle, here, known, asked, aligned):
+    if here:
+        pytest.importorskip("openvino")
+    bundle = replace(bundle, calibration=replace(bundle.calibration, aligned_to_itself=known))
+    request = Request("openvino" if here else "onnxruntime", threads=1, align=asked)
+    with open_backend(bundle, request, machine(None, **here)).backend as backend:
+        assert backend.name == request.backend
+        assert ("aligned_to_itself" in backend.describe()) == aligned
 
 
 @pytest.mark.parametrize(

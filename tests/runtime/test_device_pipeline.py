@@ -136,6 +136,25 @@ def test_a_volume_passes_from_its_file_to_its_map(make, bundle, tmp_path):
     assert set(found["stages_ms"]) == {"read", "prepare", "copy_in", "encoder", "flow", "copy_out", "map"}
 
 
+@pytest.mark.parametrize("graphs", [True, False], ids=["graphs", "no graphs"])
+@pytest.mark.parametrize("schedule", [Schedule(1, overlap=False), Schedule(2)], ids=str)
+def test_encoder_and_flow_one_after_the_other_give_what_a_run_gives(make, bundle, expected, schedule, graphs):
+    pipeline, _, _ = make(schedule, graphs=graphs, pause=2e-3)
+    given = list(batches(bundle))
+    with OnnxRuntimeBackend(bundle) as backend:
+        wanted = list(backend.features(given))
+    for _ in range(2):  # from captured graphs, and in buffers that a whole run has used
+        features = list(pipeline.features(given))
+        for found, known in zip(features, wanted, strict=True):
+            np.testing.assert_allclose(found, known, atol=1e-5)
+        # Of the last batch first, so that none finds its own features where the encoder left them.
+        scores = list(pipeline.scores(features[::-1], given[::-1]))[::-1]
+        results = list(pipeline.run(given, StageTimes()))
+        for found, again, known in zip(scores, results, expected, strict=True):
+            np.testing.assert_allclose(found, known, atol=1e-5)
+            np.testing.assert_allclose(again, known, atol=1e-5)
+
+
 def test_device_memory_does_not_grow_with_the_volume(make, bundle):
     pipeline, cuda, _ = make(Schedule(2))
     before = cuda.allocated

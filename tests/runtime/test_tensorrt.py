@@ -19,6 +19,7 @@ from ssn.runtime import tensorrt
 from ssn.runtime.backend import StageTimes, run_batches
 from ssn.runtime.engine_stages import last_error_recorder
 from ssn.runtime.onnxruntime import OnnxRuntimeBackend
+from ssn.runtime.self_aligned import SelfAlignedBackend, whitening_of
 from ssn.runtime.tensorrt import TensorRTBackend
 
 
@@ -83,6 +84,20 @@ def test_an_fp32_engine_takes_fp32(bundle, here, tmp_path):
     with OnnxRuntimeBackend(bundle) as reference:
         _, wanted = run_batches(reference, stack, bundle.spec.occupancy, 24, StageTimes())
     np.testing.assert_allclose(given, wanted, atol=1e-4)
+
+
+def test_an_aligned_volume_gets_the_values_of_the_cpu(bundle, here, tmp_path):
+    stack, whitening = stack_for(bundle, tmp_path), whitening_of(bundle)
+    with TensorRTBackend(bundle, entry_for(bundle)) as backend:
+        aligned = SelfAlignedBackend(bundle, whitening, backend)
+        _, given = run_batches(aligned, stack, bundle.spec.occupancy, 999, StageTimes())
+        assert aligned.describe()["streams"] == 3
+        assert aligned.max_slices == backend.max_slices
+    with OnnxRuntimeBackend(bundle) as reference:
+        aligned = SelfAlignedBackend(bundle, whitening, reference)
+        _, wanted = run_batches(aligned, stack, bundle.spec.occupancy, 24, StageTimes())
+        _, plain = run_batches(reference, stack, bundle.spec.occupancy, 24, StageTimes())
+    assert np.abs(given - wanted).mean() < 0.02 < 0.2 < np.abs(plain - wanted).mean(), "FP16 at the edges"
 
 
 def test_the_memory_limit_lowers_the_batch_and_is_kept(bundle, here, tmp_path):
