@@ -44,7 +44,7 @@ def unseen_lines() -> list[str]:
         "| head | used | AUROC | AUPRC | Dice, healthy threshold | ml above it in a healthy volume | AUROC of volume scores |",
         "|---" * 7 + "|",
     ]
-    uses = {"packaged": "as it is", "align": "`--align`", "calibrated": "calibrated on 12 healthy volumes"}
+    uses = {"no-align": "`--no-align`", "align": "as it is", "calibrated": "calibrated on 12 healthy volumes"}
     for head, title in UNSEEN.items():
         for use, told in uses.items():
             summary = json.loads((RESULTS / f"unseen-{head}-{use}.json").read_text())["summary"]
@@ -96,7 +96,8 @@ def main() -> None:
         "",
         "Threshold and p-values are those of heads that training did not see: "
         f"{calibration.healthy_scores.size} healthy subjects of the two real heads, each by a model trained in the same way "
-        f"without its head, and looked at with `--align`. Map threshold {calibration.threshold:.2f}: "
+        "without its head, and aligned by its own features, as `ssn-infer` aligns each volume. "
+        f"Map threshold {calibration.threshold:.2f}: "
         f"{calibration.threshold_rate:.1%} of their brain voxels are above it. Volume threshold "
         f"{calibration.volume_threshold:.2f}: above it a volume's p-value is 0.05 or less.",
         "",
@@ -118,7 +119,7 @@ def main() -> None:
         "What to expect on a head of your own. SRI24 was in no training; of the real heads, the model measured was trained in "
         "the same way on the two other heads alone, its threshold by the other real one. Each on 30 subjects made from it, 24 with a lesion: one head's subjects "
         "have one person's anatomy and one scanner, and no two heads differ as the next will. docs/infer.md, 'Your own "
-        "scanner', says what `--align` and calibration do.",
+        "scanner', says what alignment and calibration do.",
         "",
         *unseen_lines(),
         "",

@@ -55,6 +55,14 @@ def fit(
         bool | None,
         typer.Option("--whiten/--no-whiten", help="Whiten the features (extension). The preset's if not given."),
     ] = None,
+    align: Annotated[
+        bool,
+        typer.Option(
+            "--align",
+            help="Bring each volume's features to mean and covariance of all, by its own (extension): less of the "
+            "training's own scanners is learned. Volumes that the model is asked about are then aligned as well.",
+        ),
+    ] = False,
     encoder_weights: EncoderWeightsOption = "imagenet",
     loss: Annotated[Literal["spp", "triplet", "hard", "none"], typer.Option(help="Contrastive term.")] = "spp",
     anomalies: Annotated[
@@ -94,7 +102,7 @@ def fit(
     with user_errors():
         from dataclasses import replace
 
-        from ssn.core.errors import OutputError
+        from ssn.core.errors import DataError, OutputError
         from ssn.train.checkpoint import RECORD_FILE
         from ssn.train.datasets import open_split
         from ssn.train.distributed import processes
@@ -108,6 +116,9 @@ def fit(
         config, options = settings(preset)
         config = config.pooled(pool) if pool else config
         config = config if whiten is None else replace(config, whiten=whiten)
+        if align and not config.whiten:
+            raise DataError("--align is of whitened features; give --whiten or another preset as well, or leave it out")
+        config = replace(config, aligned=align)
         given = {
             "epochs": epochs, "batch": batch, "learning_rate": learning_rate,
             "noise": noise, "share": share, "mix": mix, "anomalies": anomalies, "precision": precision,
@@ -166,49 +177,35 @@ def calibrate(
             "volumes then give threshold and volume scores. May be repeated."
         ),
     ] = None,
-    align: Annotated[
-        bool,
-        typer.Option(
-            "--align", help="Align each volume of --unseen by its own features, as ssn-infer then does by itself."
-        ),
-    ] = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Calibrate a checkpoint on the data set's held-out healthy volumes (split `calibration`)."""
     with user_errors():
         from ssn.core.bundle import CALIBRATION_FILE
-        from ssn.core.calibrate import calibrate as run
         from ssn.core.calibrate import with_threshold_of
-        from ssn.core.errors import DataError
         from ssn.core.outputs import check_file, check_folder
-        from ssn.core.volume import read_volume
-        from ssn.train.calibrate import save_calibration
+        from ssn.train.calibrate import calibrate_detector, save_calibration
         from ssn.train.checkpoint import load_checkpoint
         from ssn.train.datasets import open_split
         from ssn.train.distributed import choose_device
-        from ssn.train.evaluate import healthy_volume
         from ssn.train.features import FeatureReader
         from ssn.train.trained import refuse_trained
         from ssn.train.unseen import open_unseen, scored
 
-        if align and not unseen:
-            raise DataError("--align says how the volumes of --unseen are looked at; give that too, or leave it out")
-        others = open_unseen(unseen or (), contrast, sigma, device, align=align)
         detector = load_checkpoint(checkpoint).to(choose_device(device))
+        others = open_unseen(unseen or (), contrast, sigma, device, aligned=detector.config.aligned)
         cache = cache or checkpoint / "features"
         reader = FeatureReader(detector.network, cache)
         cases = open_split(data, "calibration", layout, contrast)
         refuse_trained(checkpoint, cases)
         check_folder(cache)
         check_file(checkpoint / CALIBRATION_FILE, overwrite=True)
-        grid = detector.config.grid
         with progress_bar() as bar:
-            scans = (read_volume(case.image) for case in bar.track(cases, description="healthy volumes"))
-            volumes = (healthy_volume(detector, scan, reader) for scan in scans)
-            result = run(volumes, windows=grid.windows, cells=detector.network.cells, sigma=sigma, rate=rate)
+            scans = (case.image for case in bar.track(cases, description="healthy volumes"))
+            result = calibrate_detector(detector, scans, reader, sigma=sigma, rate=rate)
             if others:
                 heads = bar.track(scored(others), total=sum(len(each.cases) for each in others), description="unseen")
-                result = with_threshold_of(result, heads, aligned_to_itself=align)
+                result = with_threshold_of(result, heads)
         save_calibration(checkpoint, result)
         whose = "--unseen's healthy" if others else "healthy"
         typer.echo(

@@ -155,12 +155,7 @@ def calibrate(
     )
 
 
-def with_threshold_of(
-    calibration: Calibration,
-    unseen: Iterable[tuple[NDArray[np.float32], float]],
-    *,
-    aligned_to_itself: bool = False,
-) -> Calibration:
+def with_threshold_of(calibration: Calibration, unseen: Iterable[tuple[NDArray[np.float32], float]]) -> Calibration:
     """Take threshold and healthy volume scores from heads or scanners that a model was not trained on.
 
     Healthy volumes of the training's own heads look healthier to a model than those of the next head will.
@@ -169,7 +164,6 @@ def with_threshold_of(
     ----------
     unseen : of each healthy volume the map's brain voxels (N,) and its score, by the calibration of a model that was
         trained in the same way without that head
-    aligned_to_itself : each was aligned by its own features
 
     Raises
     ------
@@ -181,12 +175,7 @@ def with_threshold_of(
         histogram += _voxels(inside)
         scores.append(score)
     threshold = _threshold(histogram, calibration.threshold_rate)
-    return replace(
-        calibration,
-        threshold=threshold,
-        healthy_scores=np.sort(np.array(scores, np.float32)),
-        aligned_to_itself=aligned_to_itself,
-    )
+    return replace(calibration, threshold=threshold, healthy_scores=np.sort(np.array(scores, np.float32)))
 
 
 def _no_voxels() -> NDArray[np.float64]:

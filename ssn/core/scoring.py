@@ -42,8 +42,8 @@ class Calibration:
     grey : (windows / 2, G / 2, G / 2) float32 or None
         What healthy volumes look like (`ssn.core.likeness`); None where it was not recorded.
     aligned_to_itself : bool
-        Threshold and healthy volume scores are of volumes each aligned by its own features
-        (`ssn.core.self_alignment`), as those that are compared with them are to be.
+        It is of volumes each aligned by its own features (`ssn.core.self_alignment`), as those that are compared with
+        them are to be.
     """
 
     mean: NDArray[np.float32]

@@ -24,13 +24,13 @@ from ssn.train.checkpoint import Detector
 from ssn.train.evaluate import (
     Method,
     ScoredVolume,
-    detector_log_likelihood,
     lesion_mask,
     measure_volume,
     summarise,
     validation_threshold,
 )
 from ssn.train.features import FeatureReader, stack_for
+from ssn.train.likelihood import detector_log_likelihood
 
 RECALL = 0.8  # at which false positives are counted
 SIGMA, RATE = 4.0, 0.005  # of the map's Gaussian in mm, and of healthy voxels above its threshold; calibrate's own

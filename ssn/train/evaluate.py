@@ -8,26 +8,24 @@ test set has healthy volumes in it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ssn.core import metrics, slice_metrics
-from ssn.core.alignment import Whitening
 from ssn.core.calibrate import HealthyVolume
 from ssn.core.errors import DataError
 from ssn.core.look import Look, look_at
 from ssn.core.scoring import Calibration, volume_score
-from ssn.core.self_alignment import align_to_itself
 from ssn.core.volume import Volume, read_volume
 from ssn.train.cases import LESION_SIZES, Case
 from ssn.train.checkpoint import Detector
-from ssn.train.features import FeatureReader, VolumeFeatures, stack_for
+from ssn.train.features import FeatureReader, stack_for
+from ssn.train.likelihood import aligned_by_own, detector_log_likelihood
 from ssn.train.masks import read_mask, unusable_mask
 
 
@@ -67,20 +65,6 @@ class VolumeAccuracy:
     false_positive_ml: float
 
 
-@torch.inference_mode()
-def detector_log_likelihood(
-    detector: Detector, found: VolumeFeatures, precision: Literal["fp32", "bf16"] = "fp32"
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Places (L,) and log-likelihood per dimension (L,) of one volume's features, which the detector's encoder made."""
-    device = detector.network.feature_mean.device
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        values = [
-            detector.log_likelihood(features.to(device), places.to(device)).float().cpu()
-            for features, places in zip(found.features.split(8192), found.places.split(8192), strict=True)
-        ]
-    return found.places.numpy(), torch.cat(values).numpy()
-
-
 def healthy_volume(detector: Detector, volume: Volume, reader: FeatureReader) -> HealthyVolume:
     """Ask a detector about a healthy volume that it is to be calibrated on; `reader` is of its network."""
     stack = stack_for(detector.network, volume)
@@ -105,20 +89,10 @@ class DetectorMethod:
         look = look_at(volume, partial(stack_for, self._detector.network), self._calibration)
         found = self._reader.features(path, look.stack, keep=look.turn is None)
         if self._whitening is not None:
-            found = self._aligned(found, self._whitening)
+            found = aligned_by_own(self._detector, found, self._whitening, self._calibration)
         places, values = detector_log_likelihood(self._detector, found)
         score_map = look.score_map(values, places, self._calibration)
         return ScoredVolume.of(score_map, look.read.brain, volume)
-
-    def _aligned(self, found: VolumeFeatures, whitening: Whitening) -> VolumeFeatures:
-        features, places = found.features.float().numpy(), found.places.numpy()
-
-        def ask(some: NDArray[np.float32], where: NDArray[np.int64]) -> NDArray[np.float32]:
-            given = VolumeFeatures(torch.from_numpy(some), torch.from_numpy(where))
-            return detector_log_likelihood(self._detector, given)[1]
-
-        align_to_itself(features, places, whitening, self._calibration, ask)
-        return replace(found, features=torch.from_numpy(features))
 
 
 def _slice_metrics(scored: ScoredVolume, mask: NDArray[np.bool_]) -> tuple[float | None, float | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
-from ssn.core.alignment import RIDGE
+from ssn.core.alignment import RIDGE, Moments, Whitening
 from ssn.core.atomic import printable
 from ssn.core.errors import DataError
 from ssn.core.hashed_files import file_sha256
@@ -178,6 +178,26 @@ class FeatureReader:
         names = ("blob_features", "blob_places", "halo_features", "halo_places")
         blob, blob_places, halo, halo_places = self._kept(path, f"-altered{seed}x{blobs}", names, compute)
         return AlteredFeatures(VolumeFeatures(blob, blob_places), VolumeFeatures(halo, halo_places))
+
+
+def align_volumes(volumes: list[VolumeFeatures], altered: list[AlteredFeatures]) -> None:
+    """Bring each volume's features to the mean and covariance of all, in place; `altered` as their volume's (or none).
+
+    A volume of healthy people has no lesion to be aligned away: all of its places have a say.
+    """
+    channels = volumes[0].features.shape[1]
+    mean, matrix = (part.double().numpy() for part in measure_whitening(volumes, channels))
+    everyone = Whitening(matrix.astype(np.float32), (-matrix @ mean).astype(np.float32))
+    for index, own in enumerate(volumes):
+        turn, offset = everyone.align(Moments.of(own.features.float().numpy(), everyone.mean))
+        rows, shift = torch.from_numpy(turn.T).float(), torch.from_numpy(offset).float()
+
+        def brought(found: VolumeFeatures, rows: Tensor = rows, shift: Tensor = shift) -> VolumeFeatures:
+            return replace(found, features=(found.features.float() @ rows + shift).half())
+
+        volumes[index] = brought(own)
+        if altered:
+            altered[index] = AlteredFeatures(brought(altered[index].blob), brought(altered[index].halo))
 
 
 def measure_whitening(

@@ -25,7 +25,7 @@ from ssn.train.checkpoint import (
 )
 from ssn.train.distributed import ONE_PROCESS, Ranks
 from ssn.train.encoder import EncoderWeights, weights_identity
-from ssn.train.features import AlteredFeatures, FeatureReader, VolumeFeatures, measure_whitening
+from ssn.train.features import AlteredFeatures, FeatureReader, VolumeFeatures, align_volumes, measure_whitening
 from ssn.train.joint import tune_together
 from ssn.train.network import FeatureNetwork, ModelConfig
 from ssn.train.presets import FitOptions
@@ -75,6 +75,8 @@ def _read_features(
     options: FitOptions,
     ranks: Ranks,
     on_volume: Callable[[int], None],
+    *,
+    aligned: bool,
 ) -> tuple[list[VolumeFeatures], Altered | None]:
     """Features of all volumes; of several processes each computes some, and finds the others' in the cache."""
 
@@ -87,12 +89,15 @@ def _read_features(
         for index in range(ranks.rank, len(paths), ranks.count):
             read(index)
         ranks.wait()
-    volumes, altered = [], []
+    volumes: list[VolumeFeatures] = []
+    altered: list[AlteredFeatures] = []
     for index in range(len(paths)):
         own, changed = read(index)
         volumes.append(own)
         altered += [changed] if changed else []
         on_volume(index + 1)
+    if aligned:
+        align_volumes(volumes, altered)
     if not altered:
         return volumes, None
     return volumes, Altered(Pool.of([a.blob for a in altered]), Pool.of([a.halo for a in altered]))
@@ -137,6 +142,8 @@ def fit(
         raise DataError("there is no healthy volume to train on")
     if options.anomalies == "image" and options.loss == "triplet":
         raise DataError("the triplet loss compares a feature with its own noised copy; use --anomalies noise with it")
+    if options.tune_encoder and config.aligned:
+        raise DataError("--tune-encoder would change the features that --align has aligned; leave out one of them")
     if options.tune_encoder and ranks.count > 1:
         raise DataError(
             "encoder and flow are trained together by one process only; start --tune-encoder without torchrun"
@@ -228,7 +235,9 @@ def _train_flow(
     progress: Callable[[Progress], None],
 ) -> None:
     """Train the flow to the last epoch; a checkpoint after each."""
-    volumes, pools = _read_features(FeatureReader(detector.network, cache), paths, options, ranks, on_volume)
+    reader = FeatureReader(detector.network, cache)
+    aligned = detector.config.aligned
+    volumes, pools = _read_features(reader, paths, options, ranks, on_volume, aligned=aligned)
     if detector.config.whiten and not resume:
         mean, whitening = measure_whitening(volumes, detector.network.components)
         detector.network.feature_mean.copy_(mean)

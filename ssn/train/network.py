@@ -45,6 +45,9 @@ class ModelConfig:
         Channels of the sin/cos code of a window's depth (extension; 0 is the published method).
     occupancy : float
         A map cell counts as brain when this share of it is brain; other cells are neither trained nor computed.
+    aligned : bool
+        The flow has seen volumes each brought to the mean and covariance of all by its own (extension; of features
+        that are all whitened), and sees those that it is asked about brought half of the way, as `ssn-infer` does.
     brain_only : bool
         Leave background out of the 3 x 3 means at the brain's rim (extension; brain is where a slice is not 0;
         with min-max, a volume whose background would not be is refused by `ssn.train.features`).
@@ -64,10 +67,13 @@ class ModelConfig:
     depth_channels: int = 0
     occupancy: float = 0.5
     brain_only: bool = False
+    aligned: bool = False
 
     def __post_init__(self) -> None:
         if self.components is not None and not self.whiten:
             raise ValueError("components are chosen by whitening: give whiten=True as well")
+        if self.aligned and (not self.whiten or self.components is not None):
+            raise ValueError("features are aligned to those that were whitened, all of them")
 
     @classmethod
     def paper(cls) -> ModelConfig:

@@ -26,34 +26,40 @@ class Unseen:
 
 
 def open_unseen(
-    given: Sequence[str], contrast: str | None, sigma: float, device: DeviceName, *, align: bool = False
+    given: Sequence[str], contrast: str | None, sigma: float, device: DeviceName, *, aligned: bool
 ) -> list[Unseen]:
     """Open each "MODEL=DATA": a checkpoint or a bundle, and the data set whose split `calibration` it is asked about.
 
     Parameters
     ----------
     sigma : mm, of the Gaussian over the map that the threshold is for
-    align : each volume's features by their own, which bundles do
+    aligned : the model that they are for aligns each volume by its own features, and so must these
 
     Raises
     ------
     DataError, BundleError
         If one is not of that form, not a calibrated model or no data set, if the model's map has another Gaussian, it
-        was trained on the volumes, or it is no bundle and to align.
+        was trained on the volumes, or one aligns volumes and the other does not.
     """
     found = []
     for text in given:
         model, _, data = text.partition("=")
         if not (model and data):
             raise DataError(f"--unseen {printable(text)}: expected MODEL=DATA")
-        own = calibration_of(Path(model)).sigma
-        if own != sigma:
+        own = calibration_of(Path(model))
+        if own.sigma != sigma:
             raise DataError(
-                f"--unseen {printable(text)}: its map has a Gaussian of {own:g} mm, not {sigma:g}; calibrate both alike"
+                f"--unseen {printable(text)}: its map has a Gaussian of {own.sigma:g} mm, not {sigma:g}; "
+                "calibrate both alike"
+            )
+        if own.aligned_to_itself != aligned:
+            raise DataError(
+                f"--unseen {printable(text)}: one of the two models aligns each volume, and the other does not; "
+                "train both alike (ssn-train fit --align)"
             )
         cases = open_split(Path(data), "calibration", contrast=contrast)
         refuse_trained(Path(model), cases)
-        found.append(Unseen(open_trained(Path(model), device, align=align), cases))
+        found.append(Unseen(open_trained(Path(model), device), cases))
     return found
 
 

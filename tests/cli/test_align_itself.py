@@ -124,7 +124,9 @@ def test_it_is_on_record_and_resumed_as_such_only(scans, tiny_bundle, tmp_path):
     assert (out / "s0.json").stat().st_mtime_ns == written, "kept"
     alone = infer(scans[0], "-o", tmp_path / "alone", "--model", tiny_bundle, "--no-png", "--threads", 1, "--align")
     assert alone.exit_code == 0
-    np.testing.assert_allclose(nib.load(tmp_path / "alone" / "s0_anomaly.nii.gz").dataobj, aligned, rtol=5e-4, atol=5e-3)
+    np.testing.assert_allclose(
+        nib.load(tmp_path / "alone" / "s0_anomaly.nii.gz").dataobj, aligned, rtol=5e-4, atol=5e-3
+    )
 
 
 def test_a_model_whose_threshold_is_for_aligned_volumes_aligns_unless_told_not_to(scans, bundle, tmp_path):

@@ -185,22 +185,18 @@ def test_threshold_and_volume_scores_are_those_of_heads_that_another_model_has_n
     model, bundle, healthy, other_heads, tmp_path
 ):
     own = shutil.copytree(model, tmp_path / "own")
-    scores = set()
-    for other, align in ((model, False), (model, True), (bundle, True)):
-        given = ("--unseen", f"{other}={other_heads}", *(["--align"] if align else []))
+    for other in (model, bundle):
+        given = ("--unseen", f"{other}={other_heads}")
         result = run(train.app, "calibrate", own, healthy, *given, "--device", "cpu")
         assert result.exit_code == 0, result.output
         assert "(0.50% of --unseen's healthy brain above it)" in result.output.replace("\n", " ")
         before, after = load_calibration(model), load_calibration(own)
         np.testing.assert_array_equal(after.mean, before.mean, "z-scores stay those against the data set's volumes")
-        method = open_trained(other, "cpu", align=align)
+        method = open_trained(other, "cpu")
         asked = [method(case.image) for case in open_split(other_heads, "calibration")]
         inside = np.concatenate([found.score_map[found.brain] for found in asked])
         assert after.threshold == pytest.approx(np.quantile(inside, 1 - after.threshold_rate), abs=0.02)
         np.testing.assert_allclose(after.healthy_scores, sorted(found.score for found in asked), rtol=1e-5)
-        assert after.aligned_to_itself == align
-        scores.add(tuple(after.healthy_scores.round(2).tolist()))
-    assert len(scores) == 2, "aligned or not, a checkpoint as the bundle that is made of it"
 
 
 def test_what_cannot_stand_for_another_head_is_refused_and_the_calibration_stays(model, healthy, other_heads, tmp_path):
@@ -213,7 +209,6 @@ def test_what_cannot_stand_for_another_head_is_refused_and_the_calibration_stays
         (("--unseen", other_heads), "expected MODEL=DATA"),
         (("--unseen", f"{model}={other_heads}", "--sigma", 3), "its map has a Gaussian of 4 mm, not 3"),
         (("--unseen", f"{model}={known}"), "was trained on it"),
-        (("--align",), "--unseen"),
     ):
         one_line(run(train.app, "calibrate", own, healthy, *given, "--device", "cpu"), message)
     assert (own / CALIBRATION_FILE).read_bytes() == before

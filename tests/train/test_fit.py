@@ -14,7 +14,7 @@ from ssn.train import features, tensor_files
 from ssn.train.batches import epoch_batches
 from ssn.train.checkpoint import OPTIMISER_FILE, RECORD_FILE, WEIGHTS_FILE, load_checkpoint
 from ssn.train.encoder import EncoderConfig
-from ssn.train.features import FeatureReader, VolumeFeatures, measure_whitening
+from ssn.train.features import AlteredFeatures, FeatureReader, VolumeFeatures, align_volumes, measure_whitening
 from ssn.train.fit import fit
 from ssn.train.network import FeatureNetwork, ModelConfig
 from ssn.train.presets import FitOptions
@@ -45,12 +45,14 @@ def state(folder):
     return load_checkpoint(folder).flow.state_dict()
 
 
-@pytest.mark.parametrize("loss", ["spp", "triplet", "hard", "none"])
-def test_a_resumed_run_ends_in_the_same_weights_as_an_uninterrupted_one(tmp_path, scans, cache, loss):
-    options = replace(OPTIONS, loss=loss)
-    fit(TINY, scans, tmp_path / "whole", options, cache=cache, weights="none")
-    fit(TINY, scans, tmp_path / "parts", replace(options, epochs=1), cache=cache, weights="none")
-    fit(TINY, scans, tmp_path / "parts", options, cache=cache, weights="none", resume=True)
+@pytest.mark.parametrize(
+    ("loss", "aligned"), [("spp", False), ("triplet", False), ("hard", False), ("none", False), ("none", True)]
+)
+def test_a_resumed_run_ends_in_the_same_weights_as_an_uninterrupted_one(tmp_path, scans, cache, loss, aligned):
+    config, options = replace(TINY, aligned=aligned), replace(OPTIONS, loss=loss)
+    fit(config, scans, tmp_path / "whole", options, cache=cache, weights="none")
+    fit(config, scans, tmp_path / "parts", replace(options, epochs=1), cache=cache, weights="none")
+    fit(config, scans, tmp_path / "parts", options, cache=cache, weights="none", resume=True)
     whole, parts = state(tmp_path / "whole"), state(tmp_path / "parts")
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     history = json.loads((tmp_path / "parts" / RECORD_FILE).read_text())["history"]
@@ -123,6 +125,54 @@ def test_whitened_features_have_mean_0_and_unit_covariance():
     white = (raw.float() - mean) @ matrix.T
     torch.testing.assert_close(white.mean(0), torch.zeros(6), atol=1e-3, rtol=0)
     torch.testing.assert_close(white.T @ white / len(white), torch.eye(6), atol=5e-3, rtol=0)
+
+
+def spread_of(found):
+    return found.features.float().mean(0), torch.cov(found.features.float().T)
+
+
+def test_aligned_volumes_all_have_mean_and_covariance_of_all_and_what_was_put_into_them_goes_along():
+    torch.manual_seed(1)
+    places = torch.arange(20_000)
+    volumes = [
+        VolumeFeatures((torch.randn(20_000, 4) @ (torch.eye(4) + 0.3 * torch.randn(4, 4)) + shift).half(), places)
+        for shift in (0, 2, -1)
+    ]
+    together = VolumeFeatures(torch.cat([volume.features for volume in volumes]), places)
+    raw = [volume.features.float() for volume in volumes]
+    parts = (slice(9), slice(9, 14))
+    altered = [
+        AlteredFeatures(*(replace(volume, features=volume.features[part]) for part in parts)) for volume in volumes
+    ]
+    align_volumes(volumes, altered)
+    mean, covariance = spread_of(together)
+    for found, before, with_it in zip(volumes, raw, altered, strict=True):
+        torch.testing.assert_close(spread_of(found)[0], mean, atol=0.02, rtol=0)
+        torch.testing.assert_close(spread_of(found)[1], covariance, atol=0.05, rtol=0)
+        assert torch.equal(with_it.blob.features, found.features[:9])
+        assert torch.equal(with_it.halo.features, found.features[9:14])
+        given, brought = torch.cat([before, torch.ones(20_000, 1)], 1), found.features.float()
+        left = brought - given @ torch.linalg.lstsq(given, brought).solution
+        assert left.abs().max() < 0.02, "one linear map a volume, but for half precision"
+    align_volumes(volumes, [])
+    for found, with_it in zip(volumes, altered, strict=True):  # nothing is left to do
+        torch.testing.assert_close(found.features[:9], with_it.blob.features, atol=0.02, rtol=0.01)
+
+
+def test_an_aligned_flow_has_seen_other_features_whitened_alike(tmp_path, scans, cache):
+    aligned = replace(TINY, aligned=True)
+    plain, own = (
+        fit(config, scans, tmp_path / str(config.aligned), OPTIONS, cache=cache, weights="none")
+        for config in (TINY, aligned)
+    )
+    torch.testing.assert_close(own.network.feature_mean, plain.network.feature_mean, atol=0.01, rtol=0.01)
+    assert any(not torch.equal(a, b) for a, b in zip(plain.flow.parameters(), own.flow.parameters(), strict=True))
+    assert load_checkpoint(tmp_path / "True").config.aligned
+    with pytest.raises(DataError, match="--align has aligned; leave out one"):
+        fit(aligned, scans, tmp_path / "tuned", replace(OPTIONS, tune_encoder=1), cache=cache, weights="none")
+    for other in ({"whiten": False}, {"components": 3}):
+        with pytest.raises(ValueError, match="all of them"):
+            replace(aligned, **other)
 
 
 def test_fewer_components_are_those_that_vary_most_and_reach_flow_and_bundle(scans, cache, tmp_path):
