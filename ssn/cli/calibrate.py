@@ -52,7 +52,7 @@ def calibrate(
     with user_errors():
         from ssn.core.bundle import load_bundle, refuse_existing_bundle
         from ssn.core.engines import find_engines, rebuild_command
-        from ssn.core.errors import SsnError
+        from ssn.core.errors import BackendError, SsnError
         from ssn.runtime.align import SHARE, measure_alignment, read_whitening
         from ssn.runtime.calibrate import calibrate_on, of_contrast, write_calibrated
         from ssn.runtime.choose import Request, open_backend
@@ -66,7 +66,11 @@ def calibrate(
         whitening = read_whitening(opened) if align else None
         if align and whitening is None:
             typer.echo("Warning: the model does not whiten all its features, so they are not aligned", err=True)
-        request = Request(backend, device, threads, batch, align=False)
+        if whitening and backend == "tensorrt":
+            raise BackendError("an aligned flow has no engine yet; leave out --backend, or give --no-align")
+        # By itself it would try engines, which an aligned flow has none of, and say so for each fold.
+        chosen = "onnxruntime" if whitening and backend == "auto" else backend
+        request = Request(chosen, device, threads, batch, align=False)
 
         def refused(error: SsnError) -> None:
             typer.echo(f"Error: {error}", err=True)

@@ -84,7 +84,14 @@ def test_a_volume_is_compared_under_an_alignment_that_has_not_seen_it(bundle, sc
         )
 
 
-def test_any_backend_gives_the_features(tiny_bundle, scans, tmp_path):
+def test_engines_are_of_the_flow_as_it_was_and_refused(tiny_bundle, scans, tmp_path):
+    result = calibrate(tiny_bundle, *scans, "-o", tmp_path / "new", "--backend", "tensorrt")
+    assert result.exit_code == 1
+    assert result.stderr == "Error: an aligned flow has no engine yet; leave out --backend, or give --no-align\n"
+    assert not (tmp_path / "new").exists()
+
+
+def test_either_backend_of_the_cpu_gives_the_features(tiny_bundle, scans, tmp_path):
     pytest.importorskip("openvino")
     held = []
     for backend in ("onnxruntime", "openvino"):
