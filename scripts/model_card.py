@@ -78,7 +78,9 @@ def main() -> None:
         f"{bundle.spec.features} channels, whitened; it sees the mean of each 3 slices; conditional normalizing flow of "
         f"{architecture['blocks']} blocks with the cell's place in the plane and its depth as condition; "
         f"{bundle.spec.cells} x {bundle.spec.cells} cells of 4 mm a window of 3 mm. Contrastive term: "
-        f"`{options['loss']}`, pushing away pseudo-anomalies in the {options['anomalies']}. {len(history)} epochs, last "
+        f"`{options['loss']}`, pushing away pseudo-anomalies in the {options['anomalies']}. Features of each volume are "
+        "brought to those of the training by their own mean and covariance, wholly in training, and half of the way, by the "
+        f"places that look healthy, when it is asked. {len(history)} epochs, last "
         f"mean log-likelihood per dimension {history[-1]['log_likelihood']:.3f}.",
         "",
         "## What it was trained on",
@@ -91,13 +93,13 @@ def main() -> None:
         "",
         "## Calibration",
         "",
-        "On 50 further healthy subjects of the same heads, 20 of ICBM152 and 15 of each real one. A map voxel is a z-score "
+        "On 50 further healthy subjects of the same heads, 20 of ICBM152 and 15 of each real one, each aligned by its own "
+        "features. A map voxel is a z-score "
         f"against them at the same place, after a Gaussian of {calibration.sigma:g} mm.",
         "",
         "Threshold and p-values are those of heads that training did not see: "
         f"{calibration.healthy_scores.size} healthy subjects of the two real heads, each by a model trained in the same way "
-        "without its head, and aligned by its own features, as `ssn-infer` aligns each volume. "
-        f"Map threshold {calibration.threshold:.2f}: "
+        f"without its head. Map threshold {calibration.threshold:.2f}: "
         f"{calibration.threshold_rate:.1%} of their brain voxels are above it. Volume threshold "
         f"{calibration.volume_threshold:.2f}: above it a volume's p-value is 0.05 or less.",
         "",

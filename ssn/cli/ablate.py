@@ -32,6 +32,7 @@ class QuestionName(StrEnum):
     DECAY = "decay"
     SLICES = "slices"
     WHITENING = "whitening"
+    ALIGNMENT = "alignment"
     FLOW = "flow"
     WIDTH = "width"
     CALIBRATION = "calibration"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ssn.core.calibrate import HealthyVolume, brain_statistics, calibrate, place_statistics
 from ssn.core.look import Look
-from ssn.core.scoring import anomaly_map
+from ssn.core.scoring import Calibration, anomaly_map
 from ssn.core.slice_metrics import slice_scores
 from ssn.core.slices import SliceStack
 from ssn.core.volume import Volume, read_volume
@@ -30,7 +30,7 @@ from ssn.train.evaluate import (
     validation_threshold,
 )
 from ssn.train.features import FeatureReader, stack_for
-from ssn.train.likelihood import detector_log_likelihood
+from ssn.train.likelihood import aligned_by_own, detector_log_likelihood
 
 RECALL = 0.8  # at which false positives are counted
 SIGMA, RATE = 4.0, 0.005  # of the map's Gaussian in mm, and of healthy voxels above its threshold; calibrate's own
@@ -57,25 +57,35 @@ class Looked:
 
 
 def measure_arm(arm: Arm, detector: Detector, data: AblationData, cache: Path | None, looked: Looked) -> dict[str, Any]:
-    """Calibrate as the arm's scoring says, and measure; each volume goes through the flow once."""
+    """Calibrate as the arm's scoring says, and measure."""
     reader = FeatureReader(detector.network, cache)
+    whitening = detector.network.own_whitening() if detector.config.aligned else None
+    known: Calibration | None = None
 
     def evidence(path: Path) -> tuple[Volume, SliceStack, NDArray[np.int64], NDArray[np.float32]]:
         found = reader.features(path)
+        if whitening is not None and known is not None:
+            found = aligned_by_own(detector, found, whitening, known)
         return *looked.at(path, detector), *detector_log_likelihood(detector, found, arm.options.precision)
 
     def healthy(path: Path) -> HealthyVolume:
         volume, stack, places, values = evidence(path)
         return HealthyVolume(Look.as_it_lies(stack), volume.zooms, volume.voxel_ml, places, values)
 
-    calibration = calibrate(
-        (healthy(case.image) for case in data.calibration),
-        windows=detector.config.grid.windows,
-        cells=detector.network.cells,
-        sigma=SIGMA,
-        rate=RATE,
-        statistics=place_statistics if arm.scoring == "place" else brain_statistics,
-    )
+    def calibrated() -> Calibration:
+        return calibrate(
+            (healthy(case.image) for case in data.calibration),
+            windows=detector.config.grid.windows,
+            cells=detector.network.cells,
+            sigma=SIGMA,
+            rate=RATE,
+            statistics=place_statistics if arm.scoring == "place" else brain_statistics,
+        )
+
+    calibration = calibrated()
+    if whitening is not None:  # as `ssn.train.calibrate.calibrate_detector`
+        known = calibration
+        calibration = known = calibrated()
 
     def method(path: Path) -> ScoredVolume:
         volume, stack, places, values = evidence(path)

@@ -17,7 +17,7 @@ from ssn.train.network import ModelConfig
 from ssn.train.presets import FitOptions
 
 Question = Literal[
-    "loss", "encoder", "aggregation", "code", "anomalies", "decay", "slices", "whitening", "flow", "width",
+    "loss", "encoder", "aggregation", "code", "anomalies", "decay", "slices", "whitening", "alignment", "flow", "width",
     "calibration", "normalisation", "rim",
 ]  # fmt: skip
 QUESTIONS: tuple[Question, ...] = get_args(Question)
@@ -113,6 +113,8 @@ def _variants(question: Question, base: Arm, tuned: Path | None) -> dict[str, Ar
             arms = _pushing_away(base)
         case "decay":
             arms = _decayed(base)
+        case "alignment":
+            arms = _aligned(base)
         case "calibration":
             arms = {scoring: replace(base, scoring=scoring) for scoring in get_args(Scoring)}
         case _:
@@ -189,6 +191,14 @@ def _decayed(base: Arm) -> dict[str, Arm]:
         )
         for rate, epochs in dict.fromkeys([*((rate, 1) for rate in DECAYS), own])
     }
+
+
+def _aligned(base: Arm) -> dict[str, Arm]:
+    """Arms whose volumes are aligned by their own features, or not."""
+    if not base.config.whiten:
+        raise DataError("features that are not whitened cannot be aligned; ask this with another --preset")
+    ways = {"none": False, "by itself": True}
+    return {name: replace(base, config=replace(base.config, aligned=aligned)) for name, aligned in ways.items()}
 
 
 def _usable(tuned: Path | None, config: ModelConfig) -> Path:

@@ -11,28 +11,20 @@ from safetensors.torch import save_file
 from trees import mask, table
 
 from ssn.core import look
-from ssn.core.calibrate import calibrate
 from ssn.core.errors import DataError, OutputError, SsnError
 from ssn.core.geometry import GridConfig
 from ssn.core.likeness import Likeness
 from ssn.core.tilt import Tilt
-from ssn.core.volume import read_volume
 from ssn.train.ablate import run_arm, run_arms
 from ssn.train.ablation_data import AblationData
 from ssn.train.ablation_measure import Looked, false_positive_rate, measure_arm, rank_correlation
 from ssn.train.ablation_report import COLUMNS, as_markdown, statistic, write_report
 from ssn.train.arms import QUESTIONS, plan_arms
+from ssn.train.calibrate import calibrate_detector
 from ssn.train.checkpoint import build_detector
 from ssn.train.datasets import open_split
 from ssn.train.encoder import COMPACT, EncoderConfig, build_encoder
-from ssn.train.evaluate import (
-    DetectorMethod,
-    ScoredVolume,
-    evaluate,
-    healthy_volume,
-    summarise,
-    validation_threshold,
-)
+from ssn.train.evaluate import DetectorMethod, ScoredVolume, evaluate, summarise, validation_threshold
 from ssn.train.features import FeatureReader
 from ssn.train.network import FeatureNetwork, ModelConfig
 from ssn.train.presets import FitOptions, preset
@@ -90,6 +82,7 @@ def test_each_arm_differs_from_the_base_in_one_thing(tuned):
     assert not planned["whitening", "as they are"].config.whiten
     assert planned["width", "code twice as long"].config.depth_channels == 2 * base.config.depth_channels
     assert planned["rim", "brain only"].config.brain_only
+    assert planned["alignment", "by itself"].config.aligned
     assert planned["anomalies", "image, 12 blobs"].options.blobs == 12
     assert planned["decay", "0.6 an epoch"].options.decay_epochs == 1
     for arm in planned.values():
@@ -105,7 +98,7 @@ def test_the_base_answers_every_question_and_is_one_run():
     assert bases == {
         "loss": "spp", "aggregation": "slab", "code": "in-plane + depth", "anomalies": "image", "slices": "slab",
         "whitening": "whitened", "decay": "0.9 every 10 epochs", "flow": "4 blocks", "width": "full",
-        "calibration": "place", "normalisation": "robust", "rim": "with background",
+        "alignment": "none", "calibration": "place", "normalisation": "robust", "rim": "with background",
     }  # fmt: skip
     assert planned["loss", "triplet"].options.anomalies == "noise", "the only ones that the triplet loss knows"
 
@@ -118,6 +111,8 @@ def test_questions_that_cannot_be_asked_are_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("no weights")
     with pytest.raises(SsnError, match=r"notes\.txt"):
         arms("encoder", tuned=tmp_path / "notes.txt")
+    with pytest.raises(DataError, match="not whitened cannot be aligned"):
+        plan_arms(["alignment"], replace(TINY, whiten=False), OPTIONS, "none")
     with pytest.raises(DataError, match="cannot choose its anomalies"):
         plan_arms(["anomalies"], TINY, replace(OPTIONS, loss="none"), "none")
     for question in ("aggregation", "slices"):
@@ -233,20 +228,18 @@ def test_another_ablation_takes_the_models_of_the_first_to_another_data_set(data
     assert [path.name for path in (tmp_path / "second").iterdir()] == ["runs"]
 
 
-def test_a_model_is_measured_as_ssn_train_evaluate_measures_it(data, tmp_path):
+@pytest.mark.parametrize("aligned", [False, True])
+def test_a_model_is_measured_as_ssn_train_evaluate_measures_it(data, tmp_path, aligned):
     torch.manual_seed(0)
-    detector = build_detector(TINY, FeatureNetwork(TINY, "none").eval(), 0)
+    config = replace(TINY, aligned=aligned)
+    detector = build_detector(config, FeatureNetwork(config, "none").eval(), 0)
     detector.flow.eval()
-    arm = plan_arms(["loss"], TINY, OPTIONS, "none")[0]
+    arm = plan_arms(["loss"], config, OPTIONS, "none")[0]
     found = measure_arm(arm, detector, data, tmp_path, Looked())
 
     reader = FeatureReader(detector.network, tmp_path)
-    healthy = [read_volume(case.image) for case in data.calibration]
-    calibration = calibrate(
-        [healthy_volume(detector, volume, reader) for volume in healthy],
-        windows=TINY.grid.windows, cells=detector.network.cells, sigma=4.0, rate=0.005,
-    )  # fmt: skip
-    method = DetectorMethod(detector, calibration, tmp_path)
+    calibration = calibrate_detector(detector, [case.image for case in data.calibration], reader, sigma=4.0, rate=0.005)
+    method = DetectorMethod(detector, calibration, tmp_path, align=aligned)
     rows = evaluate(method, data.test, validation_threshold(method, data.validation))
     assert found["summary"] == summarise(rows)
 
@@ -255,12 +248,8 @@ def test_a_checkpoint_too_looks_at_a_tilted_head_made_straight_and_keeps_no_feat
     torch.manual_seed(0)
     detector = build_detector(TINY, FeatureNetwork(TINY, "none").eval(), 0)
     detector.flow.eval()
-    healthy = [read_volume(case.image) for case in data.calibration]
     reader = FeatureReader(detector.network, None)
-    calibration = calibrate(
-        [healthy_volume(detector, volume, reader) for volume in healthy],
-        windows=TINY.grid.windows, cells=detector.network.cells, sigma=4.0, rate=0.005,
-    )  # fmt: skip
+    calibration = calibrate_detector(detector, [case.image for case in data.calibration], reader, sigma=4.0, rate=0.005)
     scan, cache = brain_file(tmp_path / "scan.nii", (2.0, 2.0, 2.0)), tmp_path / "cache"
     method = DetectorMethod(detector, calibration, cache)
     as_it_lies = method(scan)
