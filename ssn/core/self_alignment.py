@@ -31,6 +31,8 @@ def align_to_itself(
 ) -> None:
     """Align a volume's features (L, C) at places (L,), in place; a brain of fewer places than tell C variances stays.
 
+    Features that are not finite stay too, so that the model's answer says so.
+
     Parameters
     ----------
     calibration : of the model, which says how unlike healthy ones log-likelihoods are
@@ -38,11 +40,13 @@ def align_to_itself(
     share : of the way to the training's features that is gone
     """
     sample, where = features[::EVERY], places[::EVERY]
-    if len(sample) <= features.shape[1]:
+    if len(sample) <= features.shape[1] or not np.isfinite(features).all():
         return
     first = _brought(sample, whitening, Moments.of(sample, whitening.mean), share)
     scores = cell_scores(ask(first, where), where, calibration)
-    healthy = sample[scores <= np.quantile(scores, HEALTHY)]
+    scores[np.isnan(scores)] = np.inf  # what has no answer does not look healthy
+    # Not interpolated: between two infinite scores, as FP16 may give, there is no number.
+    healthy = sample[scores <= np.quantile(scores, HEALTHY, method="lower")]
     moments = Moments.of(healthy, whitening.mean)
     for start in range(0, len(features), _ROWS):
         rows = slice(start, start + _ROWS)

@@ -100,6 +100,27 @@ def test_a_brain_of_too_few_places_to_tell_a_covariance_stays_as_it_is(scan, whi
     np.testing.assert_array_equal(features, scan[:places])
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("place", [EVERY, EVERY + 1], ids=["looked at", "not looked at"])
+def test_features_that_are_not_finite_stay_so_that_the_answer_says_it(scan, whitening, value, place):
+    features = scan.copy()
+    features[place] = value
+    before = features.copy()
+    align_to_itself(features, np.arange(PLACES), whitening, calibration(), pytest.fail)
+    np.testing.assert_array_equal(features, before)
+
+
+@pytest.mark.parametrize("answer", [np.nan, -np.inf])
+def test_places_without_a_finite_answer_do_not_spoil_the_others(scan, whitening, answer):
+    features, flow = scan.copy(), Flow(whitening)
+
+    def ask(some, places):
+        return np.where((places >= LESION.start) & (places < LESION.start + 6000), answer, flow(some, places))
+
+    align_to_itself(features, np.arange(PLACES), whitening, calibration(), ask, 1.0)
+    assert np.isfinite(features).all()
+
+
 def test_a_brain_of_just_enough_places_gets_finite_features(scan, whitening):
     places = EVERY * CHANNELS + 1
     features = scan[:places].copy()
