@@ -9,7 +9,7 @@ import pytest
 from ssn.core.bundle import load_bundle
 from ssn.runtime.backend import Batch, StageTimes
 from ssn.runtime.onnxruntime import OnnxRuntimeBackend
-from ssn.runtime.side_by_side import halves, parts_at_once, run_side_by_side
+from ssn.runtime.side_by_side import each_in_order, halves, parts_at_once, run_side_by_side
 
 EACH, CELLS = 3, 10
 
@@ -109,3 +109,48 @@ def test_onnxruntime_says_the_same_on_one_thread_and_on_two(folder, request):
         assert set(times.seconds) == {"encoder", "flow"}
     for one, two in zip(*said, strict=True):
         np.testing.assert_allclose(two, one, atol=1e-4)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_each_comes_in_order_and_one_is_taken_ahead(threads):
+    taken = []
+    pause = iter(np.random.default_rng(2).uniform(0, 0.01, 99))
+
+    def given():
+        for number in range(9):
+            taken.append(number)
+            yield (number,)
+
+    def compute(number):
+        time.sleep(next(pause))
+        return np.float32(number)
+
+    for done, value in enumerate(each_in_order(compute, given(), threads)):
+        assert value == done
+        assert len(taken) <= done + 1 + threads
+    assert taken == list(range(9))
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["closed", "failed"])
+def test_what_was_taken_ahead_has_ended_when_the_caller_goes_on(fails):
+    begun, ended = [], []
+
+    def compute(number):
+        begun.append(number)
+        if number == 1 and fails:
+            raise ValueError("no answer")
+        time.sleep(0.05 * number)
+        ended.append(number)
+        return np.float32(number)
+
+    results = each_in_order(compute, ((number,) for number in range(9)), 2)
+    assert next(results) == 0
+    if fails:
+        with pytest.raises(ValueError, match="no answer"):
+            next(results)
+    else:
+        results.close()
+    done = set(begun)
+    assert done == set(ended) | ({1} if fails else set())
+    time.sleep(0.1)
+    assert set(begun) == done and len(done) <= 4
