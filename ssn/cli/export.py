@@ -256,6 +256,9 @@ def _print_bundle(opened: Bundle, engines: list[tuple[EngineEntry, str | None]])
         "encoder": opened.encoder_name or "?",
         "map threshold": f"{calibration.threshold:.2f} ({calibration.threshold_rate:.2%} of healthy brain above)",
         "volume threshold": volume_threshold(calibration),
+        "calibrated for": "volumes each aligned by its own features"
+        if calibration.aligned_to_itself
+        else "volumes as they are",
         "calibrated on voxels of": f"{calibration.voxel_mm:.3g} mm" if calibration.voxel_mm else "not recorded",
         "intended use": str(opened.manifest["intended_use"]),
         "SHA-256": opened.digest,

@@ -10,6 +10,7 @@ import pytest
 from brains import brain_file
 from commands import run
 
+from ssn.cli.export import app as export_app
 from ssn.cli.infer import app
 from ssn.cli.train import app as train_app
 from ssn.core.alignment import Moments
@@ -135,6 +136,8 @@ def test_a_model_whose_threshold_is_for_aligned_volumes_aligns_unless_told_not_t
     aligning_one = write_bundle(tmp_path / "aligning", bundle.spec, graphs, calibration, {}).folder
     table = tmp_path / "data.csv"
     table.write_text(f"image,mask,split\n{scans[0]},,test\n")
+    for model, told in ((bundle.folder, "volumes as they are"), (aligning_one, "each aligned by its own features")):
+        assert told in " ".join(run(export_app, "inspect", model).stdout.split())
     scores = []
     for model, option, aligned in (
         (bundle.folder, None, False),
