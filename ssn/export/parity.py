@@ -1,7 +1,9 @@
 """Whether two ways to compute a bundle agree: on the log-likelihood, on the map, and on what is read off it.
 
-Everything goes the product's own way: volume, slices, batches, `anomaly_map`. What is allowed depends on the precision
-alone, and is stated here with its reason.
+Everything goes the product's own way: volume, slices, batches, `anomaly_map`. Only that a volume's features are not
+aligned by their own: the host computes that whatever the way, and a place that rounding moves across the line to those
+without a say would move all the others. What is allowed depends on the precision alone, and is stated here with its
+reason.
 """
 
 from __future__ import annotations

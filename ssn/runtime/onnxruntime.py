@@ -30,7 +30,7 @@ _GPU_BATCH = 48  # slices: fewer leave a GPU idle
 
 
 class OnnxRuntimeBackend:
-    """Two sessions made from the bundle's verified bytes; features stay where they were computed.
+    """Two sessions made from the bundle's verified bytes; in a `run`, features stay where they were computed.
 
     Parameters
     ----------
