@@ -155,6 +155,19 @@ def test_encoder_and_flow_one_after_the_other_give_what_a_run_gives(make, bundle
             np.testing.assert_allclose(again, known, atol=1e-5)
 
 
+def test_encoder_and_flow_apart_are_not_spoilt_by_what_was_stopped_early_and_take_no_device_memory(
+    make, bundle, expected
+):
+    pipeline, cuda, _ = make(Schedule(2), pause=1e-2)
+    given, before = list(batches(bundle)), cuda.allocated
+    for stopped in (pipeline.run(batches(bundle, (4, 4, 4, 4)), StageTimes()), pipeline.features(given[::-1])):
+        next(stopped)
+        stopped.close()
+        found = pipeline.scores(pipeline.features(given), given)  # one after the other in the same buffers
+        np.testing.assert_allclose(np.concatenate(list(found)), np.concatenate(expected), atol=1e-5)
+    assert cuda.allocated == before
+
+
 def test_device_memory_does_not_grow_with_the_volume(make, bundle):
     pipeline, cuda, _ = make(Schedule(2))
     before = cuda.allocated
