@@ -88,6 +88,7 @@ def as_record(result: Result, bundle: Bundle, backend: Backend) -> dict[str, Any
                 *voxel_doubts(max(volume.zooms), bundle.calibration.voxel_mm),
                 *(likeness.doubts(healthy, result.straightened) if likeness else ()),
                 *result.brain_doubts,
+                *alignment_doubts(bundle, aligned=ALIGNED in described),
                 *extent_doubts(result, bundle, aligned=ALIGNED in described),
             ],
             "likeness": None if likeness is None or likeness.value is None else round(likeness.value, 4),
@@ -131,6 +132,17 @@ def voxel_doubts(longest: float, healthy: float | None) -> list[str]:
     return [
         f"its voxels are {longest:.3g} mm long, those of the healthy volumes that it is compared with {healthy:.3g} "
         "mm; calibrate on healthy volumes like it (ssn-export calibrate), or do not trust threshold and p-value"
+    ]
+
+
+def alignment_doubts(bundle: Bundle, *, aligned: bool) -> list[str]:
+    """Say where a volume was aligned by itself and the healthy ones were not, or the other way round."""
+    if aligned == bundle.calibration.aligned_to_itself:
+        return []
+    how, option = ("aligned by itself", "--align") if aligned else ("not aligned by itself", "--no-align")
+    return [
+        f"it was {how}, unlike the healthy volumes that it is compared with; leave out {option}, or do not trust "
+        "threshold and p-value"
     ]
 
 

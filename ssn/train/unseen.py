@@ -55,7 +55,7 @@ def open_unseen(
         if own.aligned_to_itself != aligned:
             raise DataError(
                 f"--unseen {printable(text)}: one of the two models aligns each volume, and the other does not; "
-                "train both alike (ssn-train fit --align)"
+                "give one as ssn-train fit and calibrate left it, with --align or without as this one"
             )
         cases = open_split(Path(data), "calibration", contrast=contrast)
         refuse_trained(Path(model), cases)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from commands import run
 
 from ssn.cli.infer import app
 from ssn.runtime.packaged import DEMO_VOLUME
-from ssn.runtime.result import extent_doubts, voxel_doubts
+from ssn.runtime.result import alignment_doubts, extent_doubts, voxel_doubts
 
 infer = partial(run, app)
 
@@ -35,6 +36,15 @@ def test_more_of_a_brain_above_the_threshold_than_a_lesion_takes_is_a_doubt(bund
         found = extent_doubts(result, bundle, aligned=aligned)
         assert [line[:45] for line in found] == ["20% of its brain is above the threshold, of a"] * doubted
         assert ["--align" in line for line in found] == [not aligned] * doubted, "what is done already is no advice"
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_volume_that_is_aligned_otherwise_than_those_it_is_compared_with_is_a_doubt(bundle, known):
+    bundle = replace(bundle, calibration=replace(bundle.calibration, aligned_to_itself=known))
+    assert alignment_doubts(bundle, aligned=known) == []
+    (line,) = alignment_doubts(bundle, aligned=not known)
+    assert line.startswith("it was not aligned" if known else "it was aligned")
+    assert f"leave out {'--no-align' if known else '--align'}, or do not trust" in line
 
 
 def test_what_lies_below_the_grid_gets_no_score_and_is_said(tmp_path, tiny_bundle):

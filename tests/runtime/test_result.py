@@ -122,12 +122,13 @@ def test_every_doubt_is_on_record(scan, bundle):
         "its voxels are 6 mm",
         "its head is tilted",
         "of its brain",
+        "it was aligned by itself",
         "100% of",
     )
     assert [line[: len(start)] for line, start in zip(said["doubts"], begin, strict=True)] == list(begin)
     assert said["tilt_degrees"] == {"pitch": 20, "roll": 0, "yaw": 0}
     straightened = as_record(replace(found, straightened=True), coarse, Answer())["input"]
-    assert len(straightened["doubts"]) == 5, "a tilt that was undone is none"
+    assert len(straightened["doubts"]) == 6, "a tilt that was undone is none"
     assert straightened["straightened"]
 
 
