@@ -50,6 +50,8 @@ def calibrate(
     place, threshold and healthy volume scores of theirs; all else of its graphs stays.
     """
     with user_errors():
+        from dataclasses import replace
+
         from ssn.core.bundle import load_bundle, refuse_existing_bundle
         from ssn.core.engines import find_engines, rebuild_command
         from ssn.core.errors import BackendError, SsnError
@@ -70,12 +72,12 @@ def calibrate(
             raise BackendError("an aligned flow has no engine yet; leave out --backend, or give --no-align")
         # By itself it would try engines, which an aligned flow has none of, and say so for each fold.
         chosen = "onnxruntime" if whitening and backend == "auto" else backend
-        request = Request(chosen, device, threads, batch, align=False)
+        request = Request(chosen, device, threads, batch)
 
         def refused(error: SsnError) -> None:
             typer.echo(f"Error: {error}", err=True)
 
-        def open_runner(bundle: Bundle) -> Backend:
+        def open_runner(bundle: Bundle, request: Request = request) -> Backend:
             choice = open_backend(bundle, request)
             for warning in choice.warnings:
                 typer.echo(f"Warning: {warning}", err=True)
@@ -85,7 +87,7 @@ def calibrate(
             alignment = None
             if whitening:
                 task = bar.add_task("features", total=len(paths))
-                with open_runner(opened) as runner:
+                with open_runner(opened, replace(request, align=False)) as runner:
                     alignment = measure_alignment(
                         paths,
                         opened,

@@ -18,7 +18,7 @@ from ssn.core.errors import SsnError
 from ssn.core.likeness import block_edges, unlike_the_rest
 from ssn.core.scoring import Calibration
 from ssn.runtime.align import Alignment
-from ssn.runtime.backend import DEFAULT_BATCH, Backend, StageTimes, run_batches
+from ssn.runtime.backend import ALIGNED, DEFAULT_BATCH, Backend, StageTimes, run_batches
 from ssn.runtime.healthy import read_healthy, refuse_few
 from ssn.runtime.result import contrast_doubts
 
@@ -54,7 +54,8 @@ def calibrate_on(
 
     Parameters
     ----------
-    opened : opens a backend for a bundle
+    opened : opens a backend for a bundle. One that aligns each volume by itself makes a calibration of volumes that
+        are; of which places look healthy the bundle's own then tells.
     alignment : of the same volumes. Each goes through the flow under an alignment that has not seen it, as those that
         will be examined do; so there is a backend for each fold.
     batch : slices at once; it bounds memory and does not change the result; None: the backend's own
@@ -102,6 +103,7 @@ def calibrate_on(
         sigma=present.sigma,
         rate=present.threshold_rate,
     )
+    calibration = replace(calibration, aligned_to_itself=ALIGNED in described)
     record = {
         "volumes": len(healthy),
         "date": datetime.now(UTC).date().isoformat(),

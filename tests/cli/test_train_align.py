@@ -11,7 +11,7 @@ from commands import one_line, run
 from trees import plain, table, volume
 
 from ssn.cli import export, infer, train
-from ssn.core.bundle import CALIBRATION_FILE, load_bundle
+from ssn.core.bundle import CALIBRATION_FILE, FLOW_FILE, load_bundle
 from ssn.core.calibrate import place_statistics
 from ssn.train.calibrate import calibrate_detector, load_calibration
 from ssn.train.checkpoint import load_checkpoint
@@ -96,6 +96,19 @@ def test_a_threshold_of_unseen_heads_is_by_models_that_align_alike(models, healt
     after = load_calibration(own)
     assert after.aligned_to_itself
     assert after.healthy_scores.size == 2
+
+
+@pytest.mark.parametrize("way", ["--align", "--no-align"])
+def test_healthy_volumes_of_a_scanner_are_aligned_each_as_those_to_come_and_all_together_or_not(bundle, tmp_path, way):
+    scans = [volume(tmp_path / f"h{n}.nii.gz", 40 + n) for n in range(5)]
+    ours = tmp_path / "ours"
+    assert run(export.app, "calibrate", *scans, "--model", bundle, "-o", ours, "--threads", 1, way).exit_code == 0
+    made = load_bundle(ours)
+    assert made.calibration.aligned_to_itself
+    assert made.manifest["calibration"]["backend"]["aligned_to_itself"] == 0.5
+    assert (made.read(FLOW_FILE) == load_bundle(bundle).read(FLOW_FILE)) == (way == "--no-align")
+    told = run(infer.app, scans[0], "-o", tmp_path / "out", "--model", ours, "--no-png", "--json")
+    assert json.loads(told.stdout)["backend"]["aligned_to_itself"] == 0.5
 
 
 @pytest.mark.parametrize(
