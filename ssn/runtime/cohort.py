@@ -27,7 +27,7 @@ from ssn.runtime.overview import overview_paths, remove_overview, write_overview
 from ssn.runtime.own import refuse_existing, refuse_foreign
 from ssn.runtime.pipeline import infer_volume
 
-MOST_AT_ONCE = 8  # volumes, of some 130 MB each; more cores compute each volume faster instead
+MOST_AT_ONCE = 8  # volumes, of some 150 MB each; more cores compute each volume faster instead
 
 
 @dataclass(frozen=True)
