@@ -17,6 +17,7 @@ from ssn.runtime.device_pipeline import DevicePipeline
 from ssn.runtime.memory import BatchLayout
 from ssn.runtime.onnxruntime import OnnxRuntimeBackend
 from ssn.runtime.schedule import Schedule
+from ssn.runtime.self_aligned import SelfAlignedBackend, whitening_of
 from ssn.runtime.tensorrt import TensorRTBackend
 
 DEVICE, REASON = find_device()
@@ -120,6 +121,39 @@ def test_onnxruntime_in_the_pipeline_says_what_the_cpu_says(bundle, stack, expec
             assert np.abs(given - expected).max() < LIMIT
         cuda.drain()
         stages.close()
+
+
+def test_encoder_and_flow_apart_say_what_the_cpu_says(bundle, stack):
+    pytest.importorskip("onnx", reason="onnx is not installed")
+    from ssn.benchmarks.gpu.onnx_stages import OnnxStages
+    from ssn.export.variants import in_half
+
+    layout = BatchLayout.of(bundle.spec, "float16", "float16")
+    batches = list(plan_batches(stack, bundle.spec.occupancy, 4 * layout.window))
+    with OnnxRuntimeBackend(bundle) as reference:
+        features = list(reference.features(batches))
+        expected = np.concatenate(list(reference.scores(features, batches)))
+    with Cuda() as cuda:
+        stages = OnnxStages(in_half(bundle, edges="fp16"), layout, graphs=False)
+        pipeline = DevicePipeline(cuda, layout, 4, stages, Schedule(3), graphs=False)
+        for _ in range(2):
+            found = list(pipeline.features(batches))
+            for given, wanted in zip(found, features, strict=True):
+                assert np.abs(given - wanted).max() < 0.02 * np.abs(wanted).max()
+            scores = np.concatenate(list(pipeline.scores(found, batches)))
+            assert np.abs(scores - expected).max() < LIMIT
+        cuda.drain()
+        stages.close()
+
+
+def test_an_aligned_volume_gets_from_engines_what_it_gets_from_the_cpu(engines, stack):
+    (entry,), whitening = find_engines(engines), whitening_of(engines)
+    with TensorRTBackend(engines, entry) as backend, OnnxRuntimeBackend(engines) as reference:
+        given, wanted = (
+            run_batches(SelfAlignedBackend(engines, whitening, one), stack, engines.spec.occupancy, 24, StageTimes())[1]
+            for one in (backend, reference)
+        )
+    assert np.abs(given - wanted).mean() < LIMIT
 
 
 def test_auto_takes_the_engine(engines):
