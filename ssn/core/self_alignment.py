@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from ssn.core.alignment import Moments, Whitening
 from ssn.core.scoring import Calibration, cell_scores
 
-SHARE = 0.5  # of the way to the training's features: what is left is of its person, and of its lesion
+SHARE = 0.5  # of the way to the training's features: what is left is of its person
 EVERY = 4  # one place of so many is looked at: its neighbours say the same
 HEALTHY = 0.9  # of those have a say
 _ROWS = 8192  # at once, so that no second copy of all is needed
+
+NOT_WHITENED = "does not whiten all its features, so a volume's cannot be aligned; give --no-align"
 
 Ask = Callable[[NDArray[np.float32], NDArray[np.int64]], NDArray[np.float32]]
 

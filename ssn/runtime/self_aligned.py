@@ -13,7 +13,7 @@ from ssn.core.alignment import Whitening
 from ssn.core.atomic import printable
 from ssn.core.bundle import Bundle
 from ssn.core.errors import BundleError
-from ssn.core.self_alignment import SHARE, align_to_itself
+from ssn.core.self_alignment import NOT_WHITENED, SHARE, align_to_itself
 from ssn.runtime.align import at_places, read_whitening
 from ssn.runtime.backend import ALIGNED, Batch, FeatureBackend, StageTimes
 
@@ -28,10 +28,7 @@ def whitening_of(bundle: Bundle) -> Whitening:
     """
     whitening = read_whitening(bundle)
     if whitening is None:
-        raise BundleError(
-            f"{printable(bundle.folder)}: does not whiten all its features, so a volume's cannot be aligned; "
-            "give --no-align"
-        )
+        raise BundleError(f"{printable(bundle.folder)}: {NOT_WHITENED}")
     return whitening
 
 

@@ -18,6 +18,7 @@ from ssn.core.errors import DataError, OutputError
 from ssn.core.hashed_files import file_sha256
 from ssn.core.outputs import check_folder
 from ssn.core.scoring import Calibration
+from ssn.core.self_alignment import NOT_WHITENED
 from ssn.runtime.backend import DEFAULT_BATCH, Backend
 from ssn.runtime.choose import DeviceName, Request, open_backend
 from ssn.runtime.pipeline import infer_volume
@@ -98,9 +99,7 @@ def open_trained(folder: Path, device: DeviceName = "auto", *, align: bool | Non
     if align is None:
         align = calibration.aligned_to_itself
     if align and detector.network.own_whitening() is None:
-        raise DataError(
-            f"{printable(folder)}: does not whiten all its features, so a volume's cannot be aligned; give --no-align"
-        )
+        raise DataError(f"{printable(folder)}: {NOT_WHITENED}")
     return DetectorMethod(detector, calibration, _cache_in(folder), align=align)
 
 
